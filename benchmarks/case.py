@@ -1,0 +1,66 @@
+"""What a benchmark case is: sizes, and several ways to compute the same results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Results = dict[str, Tensor]
+Implementation = Callable[[], Results]
+
+OURS = "ours"
+NAIVE = "naive"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Inputs that are ready, and the ways to compute the results from them.
+
+    Attributes:
+        implementations: by name; ``naive`` (the plain computation of the specification) is what
+            all others must equal, ``ours`` is what the target speaks of. Each call does the whole
+            work, for a loss forward and backward, and returns e.g. the loss and the gradients.
+    """
+
+    implementations: Mapping[str, Implementation]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One size of a case.
+
+    Attributes:
+        name: as printed and selected with ``--variant``.
+        build: makes the inputs on a device, the same for every call.
+        target: how many times faster than ``naive`` ours has to be; None = no target.
+    """
+
+    name: str
+    build: Callable[[torch.device], Problem]
+    target: float | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question.
+
+    Attributes:
+        name: as on the command line.
+        what: one line for ``--list``.
+        variants: sizes to measure.
+        tiny: a size that runs in milliseconds, for tests and warming up.
+        tolerance: allowed difference of every result, as a share of its largest magnitude.
+    """
+
+    name: str
+    what: str
+    variants: tuple[Variant, ...]
+    tiny: Variant
+    tolerance: float = 1e-6
+
+    def variant(self, name: str) -> Variant:
+        """The variant of a name (``tiny`` included)."""
+        return {v.name: v for v in (self.tiny, *self.variants)}[name]

@@ -1,0 +1,115 @@
+"""Combinations of Detic's keys that cannot work, refused before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from detic_ext.losses.factory import image_label_loss_class
+from detic_ext.modeling.supervision import ANN_TYPES
+from ext_common.errors import ConfigError
+from ext_common.registries import CONFIG_CHECK_REGISTRY
+
+_META_ARCHITECTURES = ("CustomRCNN",)
+_PER_DATASET_KEYS = ("DATASET_RATIO", "USE_RFS", "DATASET_ANN")
+_PER_SIZE_KEYS = ("DATASET_BS", "DATASET_INPUT_SIZE", "DATASET_INPUT_SCALE")
+
+
+@CONFIG_CHECK_REGISTRY.register()
+def check_detic(cfg: CfgNode, training: bool) -> None:
+    """Check the keys that only Detic reads.
+
+    Raises:
+        ConfigError: naming the keys and what to change.
+    """
+    if cfg.MODEL.META_ARCHITECTURE not in _META_ARCHITECTURES:
+        return
+    _check_head(cfg)
+    if training:
+        _check_image_labels(cfg)
+        _check_lists(cfg)
+
+
+def _check_head(cfg: CfgNode) -> None:
+    head = cfg.MODEL.ROI_BOX_HEAD
+    if head.MULT_PROPOSAL_SCORE and cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN":
+        raise ConfigError(
+            "MODEL.ROI_BOX_HEAD.MULT_PROPOSAL_SCORE needs proposal scores between 0 and 1; "
+            "detectron2's RPN gives logits",
+            fix="set it False, or use MODEL.PROPOSAL_GENERATOR.NAME CenterNet",
+        )
+    if not head.CLS_AGNOSTIC_BBOX_REG:
+        raise ConfigError(
+            "Detic's box regression is class-agnostic",
+            fix="set MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True",
+        )
+    if cfg.MODEL.MASK_ON and not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
+        raise ConfigError(
+            "Detic's masks are class-agnostic", fix="set MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK True"
+        )
+
+
+def _check_image_labels(cfg: CfgNode) -> None:
+    kinds = list(cfg.DATALOADER.DATASET_ANN)[: len(cfg.DATASETS.TRAIN)]
+    mixed = cfg.DATALOADER.SAMPLER_TRAIN == "MultiDatasetSampler"
+    for kind in kinds:
+        if kind not in ANN_TYPES:
+            raise ConfigError(
+                f"unknown kind of annotation {kind!r}",
+                where="DATALOADER.DATASET_ANN",
+                fix=f"one of {', '.join(ANN_TYPES)}",
+            )
+    weak = mixed and any(kind != "box" for kind in kinds)
+    if weak and not cfg.WITH_IMAGE_LABELS:
+        raise ConfigError(
+            f"DATALOADER.DATASET_ANN asks for {kinds} and WITH_IMAGE_LABELS is False",
+            fix="set WITH_IMAGE_LABELS True",
+        )
+    if cfg.WITH_IMAGE_LABELS and not weak:
+        raise ConfigError(
+            "WITH_IMAGE_LABELS is True and no training dataset has image labels",
+            where="DATALOADER",
+            fix="set SAMPLER_TRAIN MultiDatasetSampler and DATASET_ANN, e.g. ['box', 'image'], "
+            "or WITH_IMAGE_LABELS False",
+        )
+    if not weak:
+        return
+    if not cfg.DATALOADER.MULTI_DATASET_GROUPING:
+        raise ConfigError(
+            "batches of boxes and of image labels cannot be mixed",
+            fix="set DATALOADER.MULTI_DATASET_GROUPING True",
+        )
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        raise ConfigError(
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS would remove every picture without boxes",
+            fix="set it False",
+        )
+    head = cfg.MODEL.ROI_BOX_HEAD
+    loss = image_label_loss_class(head.IMAGE_LABEL_LOSS)
+    if loss.needs_image_box and not head.ADD_IMAGE_BOX:
+        raise ConfigError(
+            f"image-label loss {head.IMAGE_LABEL_LOSS!r} needs the box of the whole picture",
+            fix="set MODEL.ROI_BOX_HEAD.ADD_IMAGE_BOX True",
+        )
+    if loss.needs_proposal_logits and not head.WITH_SOFTMAX_PROP:
+        raise ConfigError(
+            f"image-label loss {head.IMAGE_LABEL_LOSS!r} needs its second branch",
+            fix="set MODEL.ROI_BOX_HEAD.WITH_SOFTMAX_PROP True",
+        )
+
+
+def _check_lists(cfg: CfgNode) -> None:
+    loader = cfg.DATALOADER
+    if loader.SAMPLER_TRAIN != "MultiDatasetSampler":
+        return
+    names = list(cfg.DATASETS.TRAIN)
+    keys = _PER_DATASET_KEYS + (_PER_SIZE_KEYS if loader.USE_DIFF_BS_SIZE else ())
+    for key in keys:
+        values: Sequence[Any] = loader[key]
+        if len(values) < len(names):
+            raise ConfigError(
+                f"DATALOADER.{key} has {len(values)} entries for {len(names)} datasets: {names}",
+                fix="give one entry per name in DATASETS.TRAIN",
+            )

@@ -1,0 +1,1 @@
+"""Detic's model: meta-architecture, ROI heads and their predictors."""

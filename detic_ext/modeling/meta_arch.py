@@ -1,0 +1,170 @@
+"""Meta-architecture for batches of boxes and batches of image labels (specification section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.meta_arch.rcnn import GeneralizedRCNN
+from detectron2.structures import ImageList, Instances
+from torch import Tensor
+
+from detic_ext.modeling.supervision import Supervision
+from detic_ext.modeling.weak_proposals import propose_without_targets
+from ext_common.errors import VocabularyError
+from ext_common.modeling.zero_shot_classifier import prepare_classifier
+from ext_common.vocabulary import Vocabulary, require_encoder
+
+
+@META_ARCH_REGISTRY.register()
+class CustomRCNN(GeneralizedRCNN):
+    """Two-stage detector that learns from boxes and from image labels.
+
+    Args:
+        with_image_labels: batches say in ``ann_type`` what they are annotated with.
+        half_backbone: run the backbone alone in float16 (bfloat16 on CPU), as published.
+        dataset_loss_weight: factor of all losses of a batch, by its ``dataset_source``; empty = 1.
+        rcnn: the arguments of detectron2's GeneralizedRCNN.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        with_image_labels: bool = False,
+        half_backbone: bool = False,
+        dataset_loss_weight: Sequence[float] = (),
+        **rcnn: Any,
+    ) -> None:
+        super().__init__(**rcnn)
+        self.with_image_labels = with_image_labels
+        self.half_backbone = half_backbone
+        self.dataset_loss_weight = tuple(dataset_loss_weight)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Translate config keys to constructor arguments."""
+        arguments: dict[str, Any] = GeneralizedRCNN.from_config(cfg)
+        arguments.update(
+            with_image_labels=cfg.WITH_IMAGE_LABELS,
+            half_backbone=cfg.FP16,
+            dataset_loss_weight=cfg.MODEL.DATASET_LOSS_WEIGHT,
+        )
+        return arguments
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """Class names and embeddings that the classifier was built from, if it has them."""
+        vocabulary: Vocabulary | None = self.roi_heads.vocabulary
+        return vocabulary
+
+    def prepare_vocabulary(self, vocabulary: Vocabulary) -> Tensor:
+        """Classifier of another vocabulary, for ``forward(..., classifier=)``.
+
+        Args:
+            vocabulary: C names with embeddings of the width the head was trained with.
+
+        Returns:
+            weights [D, C+1] on the model's device; the last column is the background.
+
+        Raises:
+            VocabularyError: no embeddings, or another width.
+        """
+        width = self.roi_heads.embedding_dim
+        if width is None:
+            raise VocabularyError(
+                "this model has an ordinary classifier, its classes are fixed",
+                fix="use a model with MODEL.ROI_BOX_HEAD.USE_ZEROSHOT_CLS True",
+            )
+        trained = self.vocabulary
+        encoder_id = trained.encoder_id if trained is not None else ""
+        embeddings_CD = require_encoder(vocabulary, encoder_id, width)
+        return prepare_classifier(
+            embeddings_CD.to(self.device), normalize=self.roi_heads.normalizes_classifier
+        )
+
+    def forward(
+        self, batched_inputs: list[dict[str, Any]], classifier: Tensor | None = None
+    ) -> Any:
+        """Losses in training, detections otherwise.
+
+        Args:
+            batched_inputs: detectron2's dicts; in training also ``ann_type``, ``pos_category_ids``
+                and ``dataset_source`` where the model was built with image labels.
+            classifier: weights [D, C'+1] of :meth:`prepare_vocabulary`, for this call alone
+                (inference).
+
+        Returns:
+            Training: loss name -> scalar; every kind of batch gives the same names.
+            Inference: one ``{"instances": Instances}`` per image.
+        """
+        if not self.training:
+            return self.inference(batched_inputs, classifier=classifier)
+        supervision = (
+            Supervision.from_batch(batched_inputs) if self.with_image_labels else Supervision()
+        )
+        images = self.preprocess_image(batched_inputs)
+        features = self._features(images)
+        targets: list[Instances] | None = None
+        if supervision.has_boxes:
+            targets = [item["instances"].to(self.device) for item in batched_inputs]
+            if supervision.ann_type != "box":
+                for target in targets:
+                    target.gt_classes = torch.zeros_like(target.gt_classes)
+            proposals, losses = self.proposal_generator(images, features, targets)
+        else:
+            proposals, losses = propose_without_targets(self.proposal_generator, images, features)
+        _, head_losses = self.roi_heads(
+            images, features, proposals, targets, supervision=supervision
+        )
+        if self.vis_period > 0 and supervision.ann_type == "box":
+            self._visualize_periodically(batched_inputs, proposals)
+        return self._weighted({**head_losses, **losses}, batched_inputs)
+
+    def inference(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        detected_instances: list[Instances] | None = None,
+        do_postprocess: bool = True,
+        classifier: Tensor | None = None,
+    ) -> Any:
+        """Detections; ``classifier`` replaces the built-in vocabulary for this call alone."""
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        if detected_instances is None:
+            proposals, _ = self.proposal_generator(images, features, None)
+            results, _ = self.roi_heads(images, features, proposals, classifier=classifier)
+        else:
+            given = [instances.to(self.device) for instances in detected_instances]
+            results = self.roi_heads.forward_with_given_boxes(features, given)
+        if not do_postprocess:
+            return results
+        return GeneralizedRCNN._postprocess(results, batched_inputs, images.image_sizes)
+
+    def _features(self, images: ImageList) -> dict[str, Tensor]:
+        if not self.half_backbone:
+            features: dict[str, Tensor] = self.backbone(images.tensor)
+            return features
+        dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
+        with torch.autocast(self.device.type, dtype=dtype):
+            features = self.backbone(images.tensor)
+        return {name: value.float() for name, value in features.items()}
+
+    def _weighted(
+        self, losses: dict[str, Tensor], batched_inputs: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        if not self.dataset_loss_weight:
+            return losses
+        weight = self.dataset_loss_weight[int(batched_inputs[0].get("dataset_source", 0))]
+        return {name: value * weight for name, value in losses.items()}
+
+    def _visualize_periodically(
+        self, batched_inputs: list[dict[str, Any]], proposals: list[Instances]
+    ) -> None:
+        from detectron2.utils.events import get_event_storage
+
+        if get_event_storage().iter % self.vis_period == 0:
+            self.visualize_training(batched_inputs, proposals)

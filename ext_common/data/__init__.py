@@ -1,0 +1,1 @@
+"""Detection data: registration, reading, sampling, loading."""

@@ -1,0 +1,21 @@
+"""Where the four packages announce their parts, so that one launcher serves them all.
+
+Importing a package registers its parts; nothing else happens at import. detectron2's own registries
+(backbones, ROI heads, meta-architectures) hold the model parts; these hold the rest.
+"""
+
+from __future__ import annotations
+
+from fvcore.common.registry import Registry
+
+CONFIG_REGISTRY = Registry("CONFIG")
+"""``add_*_config(cfg) -> None``: adds a package's keys and defaults."""
+
+CONFIG_CHECK_REGISTRY = Registry("CONFIG_CHECK")
+"""``check_*(cfg, training: bool) -> None``: raises ConfigError for a combination that cannot work."""
+
+TRAIN_LOADER_REGISTRY = Registry("TRAIN_LOADER")
+"""Key: a value of ``DATALOADER.SAMPLER_TRAIN``. ``build(cfg) -> iterable of batches``."""
+
+EVALUATOR_REGISTRY = Registry("EVALUATOR")
+"""Key: ``evaluator_type`` of a dataset's metadata. ``build(cfg, name, folder) -> DatasetEvaluator``."""

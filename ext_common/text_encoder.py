@@ -1,0 +1,199 @@
+"""Text encoders: prompts in, text features out; and vocabularies turned into embeddings.
+
+Legend: N texts, C classes, D embedding width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ext_common.clip_text_encoder import ClipTextEncoder
+from ext_common.errors import ConfigError, VocabularyError
+from ext_common.text_cache import cache_file, read_cached, write_cached
+from ext_common.vocabulary import Vocabulary
+
+__all__ = [
+    "ClipTextEncoder",
+    "HashTextEncoder",
+    "TextEncoder",
+    "build_text_encoder",
+    "embed_vocabulary",
+    "load_vocabulary",
+]
+
+logger = logging.getLogger(__name__)
+
+HASH_ENCODER = "hash"
+"""``MODEL.TEXT_ENCODER.NAME`` of :class:`HashTextEncoder`."""
+
+_HASH_VERSION = 1
+_WORD = re.compile(r"[^\W_]+")
+
+
+class TextEncoder(Protocol):
+    """What turns texts into features."""
+
+    @property
+    def encoder_id(self) -> str:
+        """Names the encoder and its weights; equal ids mean interchangeable features."""
+
+    @property
+    def dim(self) -> int:
+        """Width D of the features."""
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Features [N, D], float32 on the CPU, un-normalised."""
+
+
+class HashTextEncoder:
+    """Text features without weights, for demos and tests.
+
+    Each lower-cased word has one unit vector, drawn from a Gaussian whose random bits are the
+    SHA-256 digests of the word; a text is the normalised sum of its words' vectors. So "red square"
+    lies between "red disc" and "blue square", and nothing more: no synonyms, no word order, no
+    grammar. Words that differ are nearly orthogonal (cosine about ``1 / sqrt(dim)``). The same on
+    every platform and in every process.
+
+    Args:
+        dim: width D of the features, at least 1; small widths make unrelated words look alike.
+
+    Raises:
+        ConfigError: ``dim`` below 1.
+    """
+
+    def __init__(self, dim: int = 512) -> None:
+        if dim < 1:
+            raise ConfigError(f"width {dim}", where="MODEL.TEXT_ENCODER.DIM", fix="give at least 1")
+        self.dim = dim
+        self.encoder_id = f"hash-v{_HASH_VERSION}-{dim}"
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Unit-length features [N, D], float32 on the CPU."""
+        vectors: dict[str, np.ndarray[Any, np.dtype[np.float64]]] = {}
+        out_ND = np.zeros((len(texts), self.dim))
+        for row, text in enumerate(texts):
+            # a text of signs only is one word: it must not become a row of zeros
+            for word in _WORD.findall(text.lower()) or [text.strip().lower()]:
+                if word not in vectors:
+                    vectors[word] = self._word_vector(word)
+                out_ND[row] += vectors[word]
+        norms_N1 = np.linalg.norm(out_ND, axis=1, keepdims=True)
+        return torch.from_numpy((out_ND / np.maximum(norms_N1, 1e-12)).astype(np.float32))
+
+    def _word_vector(self, word: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+        pairs = (self.dim + 1) // 2
+        seed = word.encode("utf-8")
+        # a digest gives 32 bytes: four pairs of 32-bit numbers
+        bits = b"".join(
+            hashlib.sha256(b"%d:%d:" % (_HASH_VERSION, block) + seed).digest()
+            for block in range(-(-pairs // 4))
+        )
+        uniform = (np.frombuffer(bits, "<u4").astype(np.float64) + 1) / 2.0**32  # in (0, 1]
+        radius = np.sqrt(-2 * np.log(uniform[0::2]))  # Box-Muller
+        angle = 2 * np.pi * uniform[1::2]
+        normal = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).ravel()
+        vector: np.ndarray[Any, np.dtype[np.float64]] = normal[: self.dim]
+        return vector / np.linalg.norm(vector)
+
+
+def build_text_encoder(node: Any, device: str = "cpu") -> TextEncoder:
+    """The text encoder of a ``MODEL.TEXT_ENCODER`` block.
+
+    Args:
+        node: keys NAME, WEIGHTS, DIM, ALLOW_DOWNLOAD (see :func:`ext_common.config.add_common_config`).
+        device: where a CLIP model runs.
+
+    Raises:
+        WeightsError: CLIP weights that are not there.
+        ConfigError: an unknown model.
+    """
+    if node.NAME == HASH_ENCODER:
+        return HashTextEncoder(node.DIM)
+    return ClipTextEncoder(
+        node.NAME, node.WEIGHTS, allow_download=node.ALLOW_DOWNLOAD, device=device
+    )
+
+
+def embed_vocabulary(
+    vocabulary: Vocabulary,
+    encoder: TextEncoder,
+    templates: Sequence[str] = ("a {}",),
+    cache_dir: str | Path | None = None,
+) -> Vocabulary:
+    """Give a vocabulary its text features.
+
+    A class's own prompt is encoded as it is. Without prompts, each template is filled with the
+    name; several templates give the mean of their raw features (detic spec section 10: ``a X``,
+    features not normalised).
+
+    Args:
+        vocabulary: its embeddings, if any, are replaced.
+        encoder: called only for what the cache does not hold.
+        templates: texts with one ``{}`` each.
+        cache_dir: folder for computed features, keyed by content (texts, templates, encoder);
+            None or empty for no cache. A folder that cannot be written is only warned about.
+
+    Raises:
+        VocabularyError: a template without ``{}``, or features that are not [C, D] finite values.
+    """
+    for template in templates:
+        if template.count("{}") != 1:
+            raise VocabularyError(
+                f"template {template!r} must hold {{}} once",
+                where="MODEL.TEXT_ENCODER.TEMPLATES",
+                fix="write it like 'a photo of a {}'",
+            )
+    if not templates and vocabulary.prompts is None:
+        raise VocabularyError(
+            "no template", where="MODEL.TEXT_ENCODER.TEMPLATES", fix="'{}' will do"
+        )
+    texts = _texts(vocabulary, templates)
+    file = None
+    if cache_dir:
+        file = cache_file(Path(cache_dir).expanduser(), texts, encoder.encoder_id)
+        cached_CD = read_cached(file, (len(vocabulary), encoder.dim))
+        if cached_CD is not None:
+            return vocabulary.with_embeddings(cached_CD, encoder.encoder_id)
+    emb_CD = torch.stack([encoder.encode(group) for group in texts]).mean(dim=0)
+    embedded = vocabulary.with_embeddings(emb_CD, encoder.encoder_id)
+    if file is not None:
+        write_cached(file, emb_CD)
+    return embedded
+
+
+def load_vocabulary(cfg: Any) -> Vocabulary | None:
+    """The vocabulary that a configuration asks for, with embeddings.
+
+    ``MODEL.VOCABULARY`` is read by :meth:`Vocabulary.parse`; names are embedded as
+    ``MODEL.TEXT_ENCODER`` says, on ``MODEL.DEVICE``. A file that brings embeddings needs no encoder.
+
+    Returns:
+        None where ``MODEL.VOCABULARY`` is empty.
+
+    Raises:
+        VocabularyError, WeightsError, ConfigError: as the parts above.
+    """
+    if not cfg.MODEL.VOCABULARY:
+        return None
+    vocabulary = Vocabulary.parse(cfg.MODEL.VOCABULARY)
+    if vocabulary.embeddings_CD is not None:
+        return vocabulary
+    node = cfg.MODEL.TEXT_ENCODER
+    encoder = build_text_encoder(node, cfg.MODEL.DEVICE)
+    return embed_vocabulary(vocabulary, encoder, node.TEMPLATES, node.CACHE_DIR)
+
+
+def _texts(vocabulary: Vocabulary, templates: Sequence[str]) -> list[list[str]]:
+    """One list of C texts per template."""
+    if vocabulary.prompts is not None:
+        return [list(vocabulary.prompts)]
+    return [[template.replace("{}", name) for name in vocabulary.names] for template in templates]

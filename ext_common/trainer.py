@@ -1,0 +1,241 @@
+"""Training and evaluation of any registered model, on detectron2's trainer loop and hooks."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import TrainerBase, hooks
+from detectron2.engine.defaults import default_writers
+from detectron2.evaluation import inference_on_dataset
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from torch import nn
+
+from ext_common.checkpoint import Checkpointer, load_model_weights, unwrap_model
+from ext_common.errors import DatasetError, ExtError
+from ext_common.hooks import LOG_PERIOD, LossRecorder
+from ext_common.registries import TRAIN_LOADER_REGISTRY
+from ext_common.solver import build_lr_scheduler, build_optimizer
+from ext_common.train_state import RandomState
+from ext_common.train_step import Precision, TrainStep
+
+logger = logging.getLogger(__name__)
+
+Results = dict[str, dict[str, Any]]
+"""Dataset -> task (``bbox``, ``segm``) -> metric -> number."""
+
+
+class ExtTrainer(TrainerBase):
+    """Model, optimizer, schedule, loader, evaluation and checkpoints from one configuration.
+
+    Every process of the run makes one. Nothing is read from ``OUTPUT_DIR`` before
+    :meth:`resume_or_load`.
+
+    Args:
+        cfg: complete configuration; not changed.
+
+    Attributes:
+        model: the plain model, on its device (never the DistributedDataParallel wrapper).
+        train_step: one optimisation step, from a batch to its losses.
+        results: of the last evaluation.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.results: Results = {}
+        seed = shared_seed(cfg.SEED)
+        seed_all_rng(seed)  # the same initial weights, buffers included, in every process
+        self.model = build_model(cfg)
+        self.model.train()
+        seed_all_rng(seed + comm.get_rank())
+        self.optimizer = build_optimizer(cfg, self.model)
+        self.scheduler = build_lr_scheduler(cfg, self.optimizer)
+        precision = Precision(
+            next(self.model.parameters()).device.type,
+            enabled=cfg.SOLVER.AMP.ENABLED,
+            dtype=cfg.SOLVER.AMP.DTYPE,
+        )
+        self.data_loader = build_train_loader(cfg)
+        self._batches: Iterator[Any] | None = None
+        self.train_step = TrainStep(
+            self.model,
+            self.optimizer,
+            precision,
+            find_unused_parameters=cfg.FIND_UNUSED_PARAM,
+        )
+        parts: dict[str, Any] = {
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "scaler": precision.scaler,
+        }
+        if hasattr(self.data_loader, "state_dict"):
+            parts["loader"] = self.data_loader
+        self.checkpointer = Checkpointer(
+            self.model, cfg.OUTPUT_DIR, parts=parts, process_parts={"random": RandomState()}
+        )
+        self.max_iter = last_iteration(cfg)
+        self._recorder = LossRecorder()
+        self.register_hooks(self.build_hooks())
+
+    def build_hooks(self) -> list[Any]:
+        """The hooks, in the order in which they run."""
+        cfg = self.cfg
+
+        def evaluate_model() -> dict[str, Any]:
+            self.results = evaluate(cfg, self.model)
+            return flat_results(self.results)
+
+        made = [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            self._recorder,
+            # in every process: each gives its random generators' state
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
+        ]
+        if cfg.DATASETS.TEST:
+            made.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate_model))
+        if comm.is_main_process():
+            writers = default_writers(cfg.OUTPUT_DIR, self.max_iter)
+            made.append(hooks.PeriodicWriter(writers, period=LOG_PERIOD))
+        return made
+
+    def resume_or_load(
+        self, *, resume: bool, allow_partial: Sequence[str] = (), unsafe: bool = False
+    ) -> None:
+        """Continue the run in ``OUTPUT_DIR``, or start from ``MODEL.WEIGHTS`` (may be empty).
+
+        Args:
+            resume: take the newest whole checkpoint of ``OUTPUT_DIR``, if there is one.
+            allow_partial, unsafe: for ``MODEL.WEIGHTS``, see ``checkpoint.load_model_weights``.
+
+        Raises:
+            WeightsError: weights that cannot be used.
+        """
+        restart = self.cfg.SOLVER.RESET_ITER
+        hyper = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
+        skip = ("scheduler", "loader", "random") if restart else ()
+        rest = self.checkpointer.resume(skip=skip) if resume else None
+        if rest is None:
+            if self.cfg.MODEL.WEIGHTS:
+                load_model_weights(
+                    self.model, self.cfg.MODEL.WEIGHTS, allow_partial=allow_partial, unsafe=unsafe
+                )
+            return
+        if restart:
+            logger.info("SOLVER.RESET_ITER: weights and optimizer are kept, the schedule restarts")
+            for group, fresh in zip(self.optimizer.param_groups, hyper, strict=True):
+                group.update(fresh)
+        else:
+            self.start_iter = int(rest["iteration"]) + 1
+
+    def train(self) -> None:
+        """Train up to the last iteration, with evaluation and checkpoints on the way.
+
+        Raises:
+            ExtError: bad data, non-finite losses, a disk that is full.
+        """
+        if self.start_iter >= self.max_iter:
+            logger.info("Nothing left to train: %d iterations are done", self.start_iter)
+            if self.cfg.DATASETS.TEST:
+                self.results = evaluate(self.cfg, self.model)
+            return
+        with _expected_errors_without_traceback():
+            super().train(self.start_iter, self.max_iter)
+
+    def run_step(self) -> None:
+        """One batch: detectron2's loop calls this."""
+        start = time.perf_counter()
+        if self._batches is None:
+            self._batches = iter(self.data_loader)
+        batch = next(self._batches, None)
+        if batch is None:
+            raise DatasetError(
+                f"the training loader ended before iteration {self.iter}",
+                fix="a training loader must not end: see TRAIN_LOADER_REGISTRY in docs/training.md",
+            )
+        data_time = time.perf_counter() - start
+        self._recorder.record(self.iter, self.train_step(batch, self.iter), data_time)
+
+    def after_train(self) -> None:
+        """Run the hooks' last part; after an error only those that close files."""
+        if self.iter >= self.max_iter:
+            super().after_train()
+            return
+        self.storage.iter = self.iter
+        if comm.get_world_size() == 1:
+            self._recorder.flush()
+        for hook in self._hooks:
+            if isinstance(hook, hooks.PeriodicWriter):
+                hook.after_train()
+
+
+def build_train_loader(cfg: CfgNode) -> Any:
+    """The training batches: of the loader registered for ``DATALOADER.SAMPLER_TRAIN``, or ours."""
+    sampler = cfg.DATALOADER.SAMPLER_TRAIN
+    if sampler in TRAIN_LOADER_REGISTRY:
+        return TRAIN_LOADER_REGISTRY.get(sampler)(cfg)
+    from ext_common.data.loader import build_train_loader as build_common_loader
+
+    return build_common_loader(cfg)
+
+
+def evaluate(cfg: CfgNode, model: nn.Module) -> Results:
+    """Score a model on every dataset of ``DATASETS.TEST``; all processes take part.
+
+    Returns:
+        Results by dataset; complete in the main process, empty in the others.
+    """
+    from ext_common.data.loader import build_test_loader
+    from ext_common.evaluation.build import build_evaluator
+
+    model = unwrap_model(model)
+    results: Results = OrderedDict()
+    for name in cfg.DATASETS.TEST:
+        folder = Path(cfg.OUTPUT_DIR) / f"inference_{name}"
+        # before the loader: an unknown dataset or evaluator is told without reading images
+        evaluator = build_evaluator(cfg, name, str(folder))
+        scores = inference_on_dataset(model, build_test_loader(cfg, name), evaluator)
+        if scores:
+            results[name] = dict(scores)
+    return results
+
+
+def flat_results(results: Results) -> dict[str, Any]:
+    """As detectron2 names metrics: without the dataset's name where there is only one."""
+    return dict(next(iter(results.values()))) if len(results) == 1 else dict(results)
+
+
+def last_iteration(cfg: CfgNode) -> int:
+    """Where training stops: ``SOLVER.TRAIN_ITER`` if it is set, else ``MAX_ITER``."""
+    return int(cfg.SOLVER.TRAIN_ITER if cfg.SOLVER.TRAIN_ITER >= 0 else cfg.SOLVER.MAX_ITER)
+
+
+def shared_seed(seed: int) -> int:
+    """``cfg.SEED``, or a random one that is the same in all processes if that is negative."""
+    return int(seed if seed >= 0 else comm.shared_random_seed())
+
+
+@contextmanager
+def _expected_errors_without_traceback() -> Iterator[None]:
+    """detectron2's loop logs every exception with its traceback; ours explain themselves."""
+    loop_logger = logging.getLogger("detectron2.engine.train_loop")
+
+    def shorten(record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], ExtError):
+            record.exc_info = None
+        return True
+
+    loop_logger.addFilter(shorten)
+    try:
+        yield
+    finally:
+        loop_logger.removeFilter(shorten)

@@ -1,0 +1,3 @@
+"""See docs/frozen_backbone.md."""
+
+import ext_common  # noqa: F401 - repairs detectron2 0.6 before it is imported
