@@ -52,6 +52,7 @@ setup(
         "tensorboard>=2.15",
         "matplotlib>=3.7",
         "scipy>=1.10",
+        "shapely>=2",
         "fvcore>=0.1.5.post20221221",
         "iopath>=0.1.9",
         "yacs>=0.1.8",

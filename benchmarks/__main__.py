@@ -20,10 +20,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("case", nargs="?", default="all", help="a name from --list, or all")
     parser.add_argument("--list", action="store_true", help="list the cases and their sizes")
-    parser.add_argument("--variant", help="only this size")
+    parser.add_argument("--variant", help="only this size (tiny: the one that tests use)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--repeat", type=int, default=20, help="timed calls (default 20)")
-    parser.add_argument("--warmup", type=int, default=3, help="calls before them (default 3)")
+    parser.add_argument("--repeat", type=int, default=30, help="timed calls (default 30)")
+    parser.add_argument(
+        "--warmup", type=int, default=3, help="calls before each block of ten (default 3)"
+    )
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
     parser.add_argument("--json", type=Path, help="write the results to this file as well")
     parser.add_argument("--check", action="store_true", help="fail if a target is missed as well")
@@ -41,7 +43,8 @@ def _list_cases() -> None:
 def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
     rows: list[Row] = []
     for case in find_cases(args.case):
-        for variant in case.variants:
+        sizes = case.variants if args.variant is None else (*case.variants, case.tiny)
+        for variant in sizes:
             if args.variant in (None, variant.name):
                 rows += run_variant(
                     case,
@@ -58,12 +61,17 @@ def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; 1 if an implementation differs from the naive one (or, with --check, is too slow)."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.repeat < 1 or args.warmup < 0:
+        parser.error("--repeat is at least 1 and --warmup at least 0")
     if args.list:
         _list_cases()
         return 0
     torch.set_num_threads(1)  # two threads on a busy machine spin (docs/benchmarks.md)
     device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda, but PyTorch sees no CUDA device")
     try:
         rows = _measure(args, device)
     except ExtError as error:

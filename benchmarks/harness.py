@@ -24,7 +24,7 @@ def run_variant(
     *,
     device: torch.device,
     warmup: int = 3,
-    repeat: int = 20,
+    repeat: int = 30,
     with_memory: bool = True,
 ) -> list[Row]:
     """Measure all implementations of one variant in the same run."""

@@ -1,5 +1,8 @@
 """Times of several implementations, taken in turns so that a slow moment hits all of them.
 
+A turn is a block of calls of one implementation, after calls that are not timed: a training step
+does not find its operands thrown out of the cache by another implementation either.
+
 On the CPU the clock is the process's CPU time: everything runs in one thread, and other processes
 on the machine do not count. On CUDA it is the wall time until the device has finished.
 """
@@ -15,6 +18,8 @@ import torch
 
 from benchmarks.case import Implementation
 
+BLOCK = 10
+
 
 @dataclass(frozen=True)
 class Times:
@@ -27,15 +32,21 @@ class Times:
 def measure_times(
     implementations: Mapping[str, Implementation], *, device: torch.device, warmup: int, repeat: int
 ) -> dict[str, Times]:
-    """Time of each implementation over ``repeat`` calls, after ``warmup`` calls."""
+    """Time of each implementation over ``repeat`` calls, ``warmup`` calls before each block."""
     seconds: dict[str, list[float]] = {name: [] for name in implementations}
-    for turn in range(warmup + repeat):
+    for start in range(0, repeat, BLOCK):
         for name, run in implementations.items():
-            start = _now(device)
-            run()
-            if turn >= warmup:
-                seconds[name].append(_now(device) - start)
+            for _ in range(warmup):
+                run()
+            for _ in range(min(BLOCK, repeat - start)):
+                seconds[name].append(_seconds(run, device))
     return {name: Times(statistics.median(s), min(s)) for name, s in seconds.items()}
+
+
+def _seconds(run: Implementation, device: torch.device) -> float:
+    start = _now(device)
+    run()
+    return _now(device) - start
 
 
 def _now(device: torch.device) -> float:

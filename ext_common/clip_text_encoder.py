@@ -110,7 +110,7 @@ class ClipTextEncoder:
             return self._loaded
 
 
-def _text_tensors(content: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+def text_tensors(content: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Tensors outside the image tower, without wrappers and prefixes (``module.``, ``text.``)."""
     state = content.get("state_dict", content)
     for name, value in state.items():
@@ -127,7 +127,7 @@ def _identify(path: Path) -> tuple[int, str]:
     """
     tensors = {
         name: tensor
-        for name, tensor in _text_tensors(load_tensors(path, mapped=True))
+        for name, tensor in text_tensors(load_tensors(path, mapped=True))
         if name.split(".")[0] in _FINGERPRINT
     }
     digest = hashlib.sha256()
@@ -170,7 +170,7 @@ def _build_text_model(config: dict[str, Any], model_name: str, path: Path) -> nn
         for name, tensor in model.state_dict().items()
         if name.split(".")[0] not in _NOT_TEXT
     }
-    found = {f"{prefix}{name}": tensor for name, tensor in _text_tensors(load_tensors(path))}
+    found = {f"{prefix}{name}": tensor for name, tensor in text_tensors(load_tensors(path))}
     wrong = [
         f"{name} {list(found[name].shape) if name in found else 'missing'} for {list(shape)}"
         for name, shape in expected.items()

@@ -14,6 +14,7 @@ import importlib.machinery
 import importlib.util
 import random
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -163,9 +164,16 @@ def _repair_fast_eval(module: ModuleType) -> None:
     module.COCOeval_opt = coco_eval_class()  # type: ignore[attr-defined]
 
 
+def _quieten_anchors(module: ModuleType) -> None:
+    """0.6 calls torch.meshgrid without ``indexing``: the right result, and a warning per process."""
+    if "torch.meshgrid(shifts_y, shifts_x)" in _detectron2_file("modeling/anchor_generator.py"):
+        warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
+
+
 _AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
     "detectron2.data.common": _repair_map_dataset,
     "detectron2.evaluation.fast_eval_api": _repair_fast_eval,
+    "detectron2.modeling.anchor_generator": _quieten_anchors,
 }
 
 

@@ -1,6 +1,6 @@
 """Text encoders: prompts in, text features out; and vocabularies turned into embeddings.
 
-Legend: N texts, C classes, D embedding width.
+Legend: N texts, W words, C classes, D embedding width.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ HASH_ENCODER = "hash"
 """``MODEL.TEXT_ENCODER.NAME`` of :class:`HashTextEncoder`."""
 
 _HASH_VERSION = 1
+_HASH_CHUNK = 2048  # texts at once: bounds the memory for word vectors
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -58,7 +59,7 @@ class HashTextEncoder:
     """Text features without weights, for demos and tests.
 
     Each lower-cased word has one unit vector, drawn from a Gaussian whose random bits are the
-    SHA-256 digests of the word; a text is the normalised sum of its words' vectors. So "red square"
+    SHAKE-256 digest of the word; a text is the normalised sum of its words' vectors. So "red square"
     lies between "red disc" and "blue square", and nothing more: no synonyms, no word order, no
     grammar. Words that differ are nearly orthogonal (cosine about ``1 / sqrt(dim)``). The same on
     every platform and in every process.
@@ -78,31 +79,39 @@ class HashTextEncoder:
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Unit-length features [N, D], float32 on the CPU."""
-        vectors: dict[str, np.ndarray[Any, np.dtype[np.float64]]] = {}
-        out_ND = np.zeros((len(texts), self.dim))
-        for row, text in enumerate(texts):
-            # a text of signs only is one word: it must not become a row of zeros
-            for word in _WORD.findall(text.lower()) or [text.strip().lower()]:
-                if word not in vectors:
-                    vectors[word] = self._word_vector(word)
-                out_ND[row] += vectors[word]
-        norms_N1 = np.linalg.norm(out_ND, axis=1, keepdims=True)
-        return torch.from_numpy((out_ND / np.maximum(norms_N1, 1e-12)).astype(np.float32))
+        chunks = [
+            self._encode_chunk(texts[start : start + _HASH_CHUNK])
+            for start in range(0, len(texts), _HASH_CHUNK)
+        ]
+        return torch.from_numpy(np.concatenate([np.zeros((0, self.dim), np.float32), *chunks]))
 
-    def _word_vector(self, word: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def _encode_chunk(self, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        rows: dict[str, int] = {}
+        # a text of signs only is one word: it must not become a row of zeros
+        words = [_WORD.findall(text.lower()) or [text.strip().lower()] for text in texts]
+        chosen = [[rows.setdefault(word, len(rows)) for word in group] for group in words]
+        vectors_WD = self._word_vectors(list(rows))
+        sums_ND = np.stack([vectors_WD[group].sum(axis=0) for group in chosen])
+        norms_N1 = np.linalg.norm(sums_ND, axis=1, keepdims=True)
+        return (sums_ND / np.maximum(norms_N1, 1e-12)).astype(np.float32)
+
+    def _word_vectors(self, words: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Unit vectors [W, D] of W words."""
         pairs = (self.dim + 1) // 2
-        seed = word.encode("utf-8")
-        # a digest gives 32 bytes: four pairs of 32-bit numbers
         bits = b"".join(
-            hashlib.sha256(b"%d:%d:" % (_HASH_VERSION, block) + seed).digest()
-            for block in range(-(-pairs // 4))
+            hashlib.shake_256(f"{_HASH_VERSION}:{word}".encode()).digest(8 * pairs)
+            for word in words
         )
-        uniform = (np.frombuffer(bits, "<u4").astype(np.float64) + 1) / 2.0**32  # in (0, 1]
-        radius = np.sqrt(-2 * np.log(uniform[0::2]))  # Box-Muller
-        angle = 2 * np.pi * uniform[1::2]
-        normal = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).ravel()
-        vector: np.ndarray[Any, np.dtype[np.float64]] = normal[: self.dim]
-        return vector / np.linalg.norm(vector)
+        # two 32-bit numbers in (0, 1] make two Gaussian ones (Box-Muller)
+        uniform = (np.frombuffer(bits, "<u4").reshape(len(words), pairs, 2) + 1.0) / 2.0**32
+        radius = np.sqrt(-2 * np.log(uniform[:, :, 0]))
+        angle = 2 * np.pi * uniform[:, :, 1]
+        normal = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=2)
+        vectors_WD = normal.reshape(len(words), -1)[:, : self.dim]
+        unit_WD: np.ndarray[Any, np.dtype[np.float64]] = vectors_WD / np.linalg.norm(
+            vectors_WD, axis=1, keepdims=True
+        )
+        return unit_WD
 
 
 def build_text_encoder(node: Any, device: str = "cpu") -> TextEncoder:

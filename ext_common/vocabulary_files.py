@@ -12,6 +12,7 @@ import enum
 import json
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,14 +220,13 @@ def _json_names(path: Path) -> list[str]:
     if not content or not isinstance(content[0], dict):
         return content
     for place, category in enumerate(content):
-        if not isinstance(category, dict) or not {"id", "name"} <= category.keys():
-            raise VocabularyError(f"category {place} has no id and name: {category!r}")
-    ids = [category["id"] for category in content]
-    if len(set(ids)) != len(ids):
-        repeated = next(i for i in ids if ids.count(i) > 1)
-        raise VocabularyError(
-            f"category id {repeated!r} is given twice", fix="give each its own id"
-        )
+        if not isinstance(category, dict) or not isinstance(category.get("id"), int):
+            raise VocabularyError(f"category {place} has no integer id: {category!r}")
+        if "name" not in category:
+            raise VocabularyError(f"category {place} has no name: {category!r}")
+    repeated, times = Counter(category["id"] for category in content).most_common(1)[0]
+    if times > 1:
+        raise VocabularyError(f"category id {repeated} is given twice", fix="give each its own id")
     # rows follow the ids, as in the released classifiers and in detectron2's contiguous ids
     return [category["name"] for category in sorted(content, key=lambda c: c["id"])]
 

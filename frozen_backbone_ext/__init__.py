@@ -1,3 +1,3 @@
-"""See docs/frozen_backbone.md."""
+"""Frozen-backbone detection: NAS-FPN, Cascade, adapters, Copy-Paste. Not built yet; see README.md."""
 
 import ext_common  # noqa: F401 - repairs detectron2 0.6 before it is imported

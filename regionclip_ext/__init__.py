@@ -1,3 +1,3 @@
-"""See docs/regionclip.md."""
+"""RegionCLIP: region-text pretraining and open-vocabulary detection. Not built yet; see README.md."""
 
 import ext_common  # noqa: F401 - repairs detectron2 0.6 before it is imported

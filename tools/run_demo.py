@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from demo_table import Scores, format_table, plot, read_scores
 
 ROOT = Path(__file__).resolve().parent.parent
+PROCESSES = min(2, os.cpu_count() or 1)  # gloo processes on CPU: one thread each
 STEPS = {"boxsup": "BoxSup_demo", "detic": "Detic_demo", "oracle": "Oracle_demo"}
 TITLES = {
     "boxsup": "boxes of base classes",
@@ -55,6 +57,8 @@ def train(step: str, data: Path, output: Path, seed: int, opts: list[str]) -> Pa
         "--config-file",
         f"configs/demo/{STEPS[step]}.yaml",
         "--overwrite",
+        "--num-gpus",
+        str(PROCESSES),
         "DATASETS.REGISTRY",
         f"('{(data / 'datasets.yaml').as_posix()}',)",
         "OUTPUT_DIR",
@@ -62,9 +66,20 @@ def train(step: str, data: Path, output: Path, seed: int, opts: list[str]) -> Pa
         "SEED",
         str(seed),
         *start,
+        *shared_batches(step),
         *opts,
     )
     return folder
+
+
+def shared_batches(step: str) -> list[str]:
+    """Per-process batch sizes that keep the total of the configuration.
+
+    ``IMS_PER_BATCH`` is a total; ``DATASET_BS`` is per process.
+    """
+    if step != "detic" or PROCESSES == 1:
+        return []
+    return ["DATALOADER.DATASET_BS", str([size // PROCESSES for size in (8, 16)])]
 
 
 def weights_of(folder: Path) -> list[str]:

@@ -11,7 +11,8 @@ import pytest
 from ext_common.errors import DatasetError, ExtError
 from ext_common.launch import launch
 from ext_common.worker_errors import WorkerCrash
-from tests.dist.worker_mains import arguments, fail_in_process_one, report
+from tests.dist.step_main import run_unequal_steps
+from tests.dist.worker_mains import arguments, fail_in_process_one
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -28,9 +29,16 @@ def check_reports(folder: Path) -> None:
         }
 
 
-def test_started_processes_form_a_group_as_detectron2_expects_it(tmp_path: Path) -> None:
-    launch(report, arguments(2, folder=str(tmp_path)), device="cpu")
-    check_reports(tmp_path)
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two started processes wrote."""
+    folder = tmp_path_factory.mktemp("reports")
+    launch(run_unequal_steps, arguments(2, folder=str(folder)), device="cpu")
+    return folder
+
+
+def test_started_processes_form_a_group_as_detectron2_expects_it(reports: Path) -> None:
+    check_reports(reports)
 
 
 def test_processes_of_srun_join_without_arguments(tmp_path: Path) -> None:
@@ -49,7 +57,11 @@ def test_processes_of_srun_join_without_arguments(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    assert [task.wait(timeout=120) for task in tasks] == [0, 0]
+    try:
+        assert [task.wait(timeout=500) for task in tasks] == [0, 0]
+    finally:
+        for task in tasks:
+            task.kill()
     check_reports(tmp_path)
 
 
@@ -67,3 +79,23 @@ def test_a_process_that_fails_ends_the_others_and_is_named(
     with pytest.raises(kind) as error:
         launch(fail_in_process_one, arguments(2, how=how), device="cpu")
     assert text in str(error.value)
+
+
+def test_processes_with_unequal_batches_train_correctly_and_stop_together(reports: Path) -> None:
+    main, other = (json.loads((reports / f"steps_{rank}.json").read_text()) for rank in range(2))
+    # gradients are means over processes: shared (1 + 3) / 2 then (1 + 0) / 2, only_boxes 2 / 2
+    assert main["weights"][0] == [1 - 2.0, 1 - 1.0]
+    assert main["weights"][1] == [-1 - 0.5, 0 - 1.0]
+    # the step with NaN in process 1 updates nobody
+    assert main["weights"][2] == main["weights"][1]
+    assert other["weights"] == main["weights"]
+    for seen in (main, other):
+        assert "iteration 2" in seen["error"]
+        assert "process 1, images 41" in seen["error"]
+    metrics = main["metrics"]
+    assert metrics["data_time"] == [[2.0, 0], [2.0, 1]]
+    # a loss is averaged over the processes that had it
+    assert metrics["loss_image"] == [[3.0, 0]]
+    assert metrics["loss_box"] == [[2.0, 0], [0.0, 1]]
+    assert metrics["loss_cls"] == [[1.0, 0], [-1.0, 1]]
+    assert metrics["total_loss"] == [[3.0, 0], [-0.5, 1]]

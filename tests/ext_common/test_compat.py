@@ -349,3 +349,15 @@ def test_installed_default_evaluator_equals_pycocotools(coco_dataset, tmp_path) 
         np.testing.assert_allclose(
             list(fast[task].values()), list(reference[task].values()), rtol=0, atol=1e-9
         )
+
+
+def test_anchor_grids_do_not_warn() -> None:
+    code = (
+        "import warnings, ext_common, torch\n"
+        "warnings.filterwarnings('error', message='torch.meshgrid')\n"
+        "from detectron2.modeling import anchor_generator\n"
+        "x, y = anchor_generator._create_grid_offsets([2, 3], 4, 0.0, torch.device('cpu'))\n"
+        "print(x.tolist(), y.tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "[0.0, 4.0, 8.0, 0.0, 4.0, 8.0] [0.0, 0.0, 0.0, 4.0, 4.0, 4.0]" in done.stdout, done.stderr
