@@ -222,7 +222,8 @@ def _load_stored(
         without_statistics=stored.caffe2
         and not any(name.endswith("running_mean") for name in stored.tensors),
     )
-    report = permit(report, allow_partial)
+    # what a model fills from elsewhere, such as a text tower with a file of its own
+    report = permit(report, (*allow_partial, *getattr(model, "optional_weights", ())))
     report = replace(report, source=source, vocabulary=stored.vocabulary)
     _check(report, strict)
     # complete by construction, so no module fills gaps with its own idea of a default

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from ext_common.errors import LaunchError
 
+# below the ports that Linux gives to outgoing connections
 _FIRST_SLURM_PORT = 20_000
-_SLURM_PORTS = 20_000
+_SLURM_PORTS = 12_000
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,10 @@ class LossRecorder(HookBase):
         for step, of_step in zip(steps, zip(*everyones, strict=True), strict=True):
             storage.iter = step.iteration
             storage.put_scalar("data_time", max(data_time for data_time, _ in of_step))
-            means = _means([losses for _, losses in of_step])
-            storage.put_scalar("total_loss", sum(means.values()))
+            losses = [losses for _, losses in of_step]
+            means = _means(losses)
+            totals = [sum(of_process.values()) for of_process in losses]
+            storage.put_scalar("total_loss", sum(totals) / len(totals))
             if len(means) > 1:
                 storage.put_scalars(**means)
         storage.iter = now

@@ -162,16 +162,14 @@ def _run_joined(
 ) -> T:
     if joined.world_size == 1:
         return main(args)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # about devices guessed before set_device
-        _prepare_process(device, joined.local_rank)
-        dist.init_process_group(
-            _backend(device),
-            init_method=joined.init_method,
-            rank=joined.rank,
-            world_size=joined.world_size,
-            timeout=timeout,
-        )
+    _prepare_process(device, joined.local_rank)
+    dist.init_process_group(
+        "nccl" if device == "cuda" else "gloo",
+        init_method=joined.init_method,
+        rank=joined.rank,
+        world_size=joined.world_size,
+        timeout=timeout,
+    )
     _create_local_group(joined.local_size)
     result = main(args)
     _leave_group()
@@ -259,12 +257,10 @@ def _reporting_main(
         _leave_group()
 
 
-def _backend(device: str) -> str:
-    return "nccl" if device == "cuda" else "gloo"
-
-
 def _prepare_process(device: str, local_rank: int) -> None:
     """Choose this process' GPU, or keep it to one CPU thread."""
+    # from detectron2 0.6, with every object that processes exchange
+    warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
     if device == "cuda":
         # Slurm may show each task its own GPU only
         torch.cuda.set_device(local_rank % torch.cuda.device_count())

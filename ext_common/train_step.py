@@ -171,28 +171,38 @@ class _StackedLosses(nn.Module):
 class _DelayedFlag:
     """A boolean on the device, agreed on by all processes, read later without a full stop.
 
-    The copy to the host is queued behind the forward pass. When :meth:`result` is called the
-    backward pass is queued as well, so the device goes on working while the host waits.
+    On a GPU the exchange and the copy to the host run beside the main stream. When :meth:`result`
+    is called the backward pass is queued, so the device goes on working while the host waits.
     """
 
     def __init__(self, flag: Tensor) -> None:
+        self._number = flag.to(torch.float32)  # kept alive until it is read
+        self._work = None
         if comm.get_world_size() > 1:
-            number = flag.to(torch.float32)
-            dist.all_reduce(number, op=dist.ReduceOp.MIN)
-            flag = number > 0
+            self._work = dist.all_reduce(self._number, op=dist.ReduceOp.MIN, async_op=True)
         self._copied: torch.cuda.Event | None = None
         if flag.device.type == "cuda":
-            self._value = torch.empty((), dtype=torch.bool, pin_memory=True)
-            self._value.copy_(flag, non_blocking=True)
+            self._copy_beside()
+
+    def _copy_beside(self) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        on_host = torch.empty((), dtype=torch.float32, pin_memory=True)
+        with torch.cuda.stream(stream):
+            if self._work is not None:
+                self._work.wait()  # of this stream, not of the host
+            on_host.copy_(self._number, non_blocking=True)
             self._copied = torch.cuda.Event()
             self._copied.record()
-        else:
-            self._value = flag
+        self._on_host = on_host
 
     def result(self) -> bool:
         if self._copied is not None:
             self._copied.synchronize()
-        return bool(self._value)
+            return bool(self._on_host)
+        if self._work is not None:
+            self._work.wait()
+        return bool(self._number)
 
 
 _ADVICE = "lower SOLVER.BASE_LR, clip gradients, or look at the annotations of these images"

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
-from detectron2.engine import TrainerBase, hooks
+from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.engine.defaults import default_writers
 from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
@@ -50,13 +51,16 @@ class ExtTrainer(TrainerBase):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
         self.results: Results = {}
+        set_backends(cfg)
         seed = shared_seed(cfg.SEED)
         seed_all_rng(seed)  # the same initial weights, buffers included, in every process
         self.model = build_model(cfg)
         self.model.train()
         seed_all_rng(seed + comm.get_rank())
+        _log_size(self.model)
         self.optimizer = build_optimizer(cfg, self.model)
         self.scheduler = build_lr_scheduler(cfg, self.optimizer)
         precision = Precision(
@@ -94,13 +98,18 @@ class ExtTrainer(TrainerBase):
             self.results = evaluate(cfg, self.model)
             return flat_results(self.results)
 
-        made = [
+        made: list[Any] = [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             self._recorder,
-            # in every process: each gives its random generators' state
-            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
         ]
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            batches, count = build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER
+            made.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, batches, count))
+        made.append(
+            # in every process: each gives its random generators' state
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+        )
         if cfg.DATASETS.TEST:
             made.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate_model))
         if comm.is_main_process():
@@ -224,6 +233,24 @@ def shared_seed(seed: int) -> int:
     return int(seed if seed >= 0 else comm.shared_random_seed())
 
 
+def set_backends(cfg: CfgNode) -> None:
+    """torch's process-wide switches that detectron2's configuration has keys for."""
+    torch.backends.cudnn.benchmark = bool(cfg.CUDNN_BENCHMARK)
+    precision = cfg.get("FLOAT32_PRECISION", "")  # detectron2 main
+    if precision:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _log_size(model: nn.Module) -> None:
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    logger.info(
+        "%s: %.2f M parameters, %.2f M of them trained",
+        type(model).__name__,
+        sum(size for size, _ in sizes) / 1e6,
+        sum(size for size, trained in sizes if trained) / 1e6,
+    )
+
+
 @contextmanager
 def _expected_errors_without_traceback() -> Iterator[None]:
     """detectron2's loop logs every exception with its traceback; ours explain themselves."""
@@ -231,6 +258,7 @@ def _expected_errors_without_traceback() -> Iterator[None]:
 
     def shorten(record: logging.LogRecord) -> bool:
         if record.exc_info and isinstance(record.exc_info[1], ExtError):
+            record.msg, record.args = "Training stopped: %s", (record.exc_info[1],)
             record.exc_info = None
         return True
 

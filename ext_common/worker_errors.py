@@ -22,7 +22,6 @@ import torch.multiprocessing as mp
 from ext_common import errors
 from ext_common.errors import ExtError, LaunchError
 
-
 # what gloo, NCCL and the store say when the process at the other end is gone
 _LOST_CONNECTION = re.compile(r"connection|peer|nccl|broken pipe|store", re.IGNORECASE)
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Train or evaluate any model of this project; arguments as in detectron2 (docs/training.md).
 
-python tools/train_net.py --config-file configs/demo/box.yaml SOLVER.BASE_LR 0.001
-python tools/train_net.py --config-file configs/demo/box.yaml --eval-only MODEL.WEIGHTS x.pth
+python tools/train_net.py --config-file configs/demo/BoxSup_demo.yaml SOLVER.BASE_LR 0.001
+python tools/train_net.py --config-file configs/demo/BoxSup_demo.yaml --eval-only MODEL.WEIGHTS x.pth
 torchrun --nproc-per-node 8 tools/train_net.py --config-file ...
 """
 
