@@ -7,6 +7,6 @@ import ext_common  # noqa: F401 - repairs detectron2 0.6 before it is imported
 from detic_ext import config, config_checks, evaluation  # noqa: F401
 from detic_ext.data import multi_dataset_loader  # noqa: F401
 from detic_ext.modeling import meta_arch, roi_heads  # noqa: F401
-from detic_ext.modeling.centernet import generator  # noqa: F401
+from detic_ext.modeling.centernet import detector, generator  # noqa: F401
 from ext_common.data import dataset_checks, loader  # noqa: F401
-from ext_common.modeling import fpn, timm_backbone  # noqa: F401
+from ext_common.modeling import bifpn, fpn, swin, timm_backbone  # noqa: F401

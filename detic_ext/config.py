@@ -10,7 +10,8 @@ from detectron2.config import CfgNode
 from ext_common.config import add_default, add_node
 from ext_common.registries import CONFIG_REGISTRY
 
-# published keys that switched debugging prints and dumps: accepted, without effect
+# published keys that switched debugging prints and dumps, or parts that no published configuration
+# uses (DLA backbones, equalisation loss): accepted, without effect
 DROPPED_KEYS = (
     "DEBUG",
     "DEBUG_SHOW_NAME",
@@ -25,6 +26,7 @@ DROPPED_KEYS = (
     "SAVE_DEBUG_PATH",
     "SAVE_PTH",
     "VIS_THRESH",
+    "MODEL.DLA",
     "MODEL.ROI_BOX_HEAD.USE_EQL_LOSS",
     "MODEL.ROI_BOX_HEAD.EQL_FREQ_CAT",
 )
@@ -94,16 +96,6 @@ def _add_model(model: CfgNode) -> None:
     add_default(model, "TEST_CLASSIFIERS", [])  # embedding file of each test set
     add_default(model, "TEST_NUM_CLASSES", [])  # class count of each test set
     add_default(model, "DATASET_LOSS_WEIGHT", [])  # factor of all losses, per training dataset
-    swin = add_node(model, "SWIN")
-    add_default(swin, "SIZE", "T")  # T | S | B | B-22k | B-22k-384 | L-22k | L-22k-384
-    add_default(swin, "USE_CHECKPOINT", False)  # recompute activations to save memory
-    add_default(swin, "OUT_FEATURES", (1, 2, 3))  # stages given to the FPN, 0-based
-    bifpn = add_node(model, "BIFPN")
-    add_default(bifpn, "NUM_LEVELS", 5)  # levels of the pyramid
-    add_default(bifpn, "NUM_BIFPN", 6)  # repeats
-    add_default(bifpn, "NORM", "GN")  # norm of the BiFPN
-    add_default(bifpn, "OUT_CHANNELS", 160)  # channels of the pyramid
-    add_default(bifpn, "SEPARABLE_CONV", False)  # depthwise separable convolutions
 
 
 def _add_centernet(cfg: CfgNode) -> None:

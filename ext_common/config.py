@@ -38,6 +38,10 @@ def add_common_config(cfg: CfgNode) -> None:
     """Keys that two or more packages read."""
     # YAML files that list datasets to register (docs/data.md)
     add_default(cfg.DATASETS, "REGISTRY", ())
+    # annotation files of more megabytes are indexed instead of read into memory; -1 = never
+    add_default(cfg.DATASETS, "INDEX_ABOVE_MB", 100)
+    # folder for the indices; empty = beside the file, or the user's cache where that is read-only
+    add_default(cfg.DATASETS, "INDEX_FOLDER", "")
 
     # class names: a,b,c | FILE | dataset:NAME; empty = as the package says
     add_default(cfg.MODEL, "VOCABULARY", "")
@@ -57,6 +61,18 @@ def add_common_config(cfg: CfgNode) -> None:
     add_default(timm, "FREEZE_AT", 0)  # >=1 freezes the stem, >=2 also layer1
     add_default(timm, "PRETRAINED", False)  # let timm load its own weights (needs a cache)
 
+    # Swin Transformers and BiFPN necks
+    swin = add_node(cfg.MODEL, "SWIN")
+    add_default(swin, "SIZE", "T")  # T | S | B | B-22k | B-22k-384 | L-22k | L-22k-384
+    add_default(swin, "USE_CHECKPOINT", False)  # recompute activations to save memory
+    add_default(swin, "OUT_FEATURES", (1, 2, 3))  # stages given to the FPN, 0-based
+    bifpn = add_node(cfg.MODEL, "BIFPN")
+    add_default(bifpn, "NUM_LEVELS", 5)  # levels of the pyramid
+    add_default(bifpn, "NUM_BIFPN", 6)  # repeats
+    add_default(bifpn, "NORM", "GN")  # norm of the BiFPN
+    add_default(bifpn, "OUT_CHANNELS", 160)  # channels of the pyramid
+    add_default(bifpn, "SEPARABLE_CONV", False)  # depthwise separable convolutions
+
     # Input
     # EfficientDetResizeCrop | ResizeShortestEdge | DETR; empty = detectron2's own
     add_default(cfg.INPUT, "CUSTOM_AUG", "")
@@ -66,6 +82,7 @@ def add_common_config(cfg: CfgNode) -> None:
     add_default(cfg.INPUT, "TEST_INPUT_TYPE", "default")  # default = shortest edge | square
     add_default(cfg.INPUT, "MAX_PIXELS", 178_956_970)  # larger images are refused before decoding
     add_default(cfg.INPUT, "BAD_SAMPLE_POLICY", "skip")  # skip (count, log, replace) | raise
+    add_default(cfg.INPUT, "TRUST_FILES", False)  # go by the file where its size is not the record's
     # share of skipped samples that stops training
     add_default(cfg.INPUT, "BAD_SAMPLE_LIMIT", 0.001)
 
@@ -153,9 +170,20 @@ def _prepare(
             raise ConfigError(f"{name} is {expected}, not {got}", where=where)
         elif isinstance(value, dict):
             prepared[key] = _prepare(value, node[key], cfg, where, f"{name}.")
+        elif isinstance(node[key], float):
+            prepared[key] = _as_float(value)
         else:
             prepared[key] = _as_text(value) if isinstance(node[key], str) else value
     return prepared
+
+
+def _as_float(value: Any) -> Any:
+    """A whole number as the float that yacs insists on: ``NORM_TEMP: 50``."""
+    try:
+        evaluated = ast.literal_eval(value) if isinstance(value, str) else value
+        return float(evaluated) if type(evaluated) is int else value
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, OverflowError):
+        return value
 
 
 def _as_text(value: Any) -> Any:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Instances
 from torch import Tensor
+
+from ext_common.nms import detect_class_wise
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,15 @@ def detect(
     Returns:
         Per image ``pred_boxes``, ``scores`` and ``pred_classes``, sorted by falling score.
     """
-    instances, _ = fast_rcnn_inference(
-        list(boxes),
-        list(scores),
-        list(image_sizes),
-        options.score_threshold,
-        options.nms_threshold,
-        options.max_detections,
+    instances, _ = detect_class_wise(
+        boxes,
+        scores,
+        image_sizes,
+        score_threshold=options.score_threshold,
+        nms_threshold=options.nms_threshold,
+        max_detections=options.max_detections,
     )
-    return list(instances)
+    return instances
 
 
 def proposal_probabilities(proposals: Sequence[Instances]) -> list[Tensor]:

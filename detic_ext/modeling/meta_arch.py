@@ -1,8 +1,9 @@
-"""Meta-architecture for batches of boxes and batches of image labels (specification section 5)."""
+"""Meta-architecture for boxes, image labels and captions (specification section 5)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,19 +13,27 @@ from detectron2.modeling.meta_arch.rcnn import GeneralizedRCNN
 from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
-from detic_ext.modeling.supervision import Supervision
+from detic_ext.modeling.caption_batch import draw_captions, gather_captions
+from detic_ext.modeling.caption_encoder import CaptionEncoder, build_caption_encoder
+from detic_ext.modeling.class_list import class_frequencies
+from detic_ext.modeling.class_sampling import ClassSampler
+from detic_ext.modeling.supervision import CaptionFeatures, Supervision
 from detic_ext.modeling.weak_proposals import propose_without_targets
-from ext_common.errors import VocabularyError
+from ext_common.errors import ConfigError, VocabularyError
 from ext_common.modeling.zero_shot_classifier import prepare_classifier
 from ext_common.vocabulary import Vocabulary, require_encoder
 
 
 @META_ARCH_REGISTRY.register()
 class CustomRCNN(GeneralizedRCNN):
-    """Two-stage detector that learns from boxes and from image labels.
+    """Two-stage detector that learns from boxes, image labels and captions.
 
     Args:
         with_image_labels: batches say in ``ann_type`` what they are annotated with.
+        text_encoder: frozen text tower for captions; None = there are none.
+        gather_captions: captions of all processes are compared, not those of one.
+        caption_batch_ratio: images of a caption batch per image of a box batch.
+        class_sampler: draws the classes of each step; None = all classes.
         half_backbone: run the backbone alone in float16 (bfloat16 on CPU), as published.
         dataset_loss_weight: factor of all losses of a batch, by its ``dataset_source``; empty = 1.
         rcnn: the arguments of detectron2's GeneralizedRCNN.
@@ -35,12 +44,20 @@ class CustomRCNN(GeneralizedRCNN):
         self,
         *,
         with_image_labels: bool = False,
+        text_encoder: CaptionEncoder | None = None,
+        gather_captions: bool = False,
+        caption_batch_ratio: int = 1,
+        class_sampler: ClassSampler | None = None,
         half_backbone: bool = False,
         dataset_loss_weight: Sequence[float] = (),
         **rcnn: Any,
     ) -> None:
         super().__init__(**rcnn)
         self.with_image_labels = with_image_labels
+        self.text_encoder = text_encoder
+        self.gather_captions = gather_captions
+        self.caption_batch_ratio = caption_batch_ratio
+        self.class_sampler = class_sampler
         self.half_backbone = half_backbone
         self.dataset_loss_weight = tuple(dataset_loss_weight)
 
@@ -50,10 +67,24 @@ class CustomRCNN(GeneralizedRCNN):
         arguments: dict[str, Any] = GeneralizedRCNN.from_config(cfg)
         arguments.update(
             with_image_labels=cfg.WITH_IMAGE_LABELS,
+            text_encoder=build_caption_encoder(cfg) if cfg.MODEL.WITH_CAPTION else None,
+            gather_captions=cfg.MODEL.SYNC_CAPTION_BATCH,
+            caption_batch_ratio=cfg.MODEL.CAP_BATCH_RATIO,
             half_backbone=cfg.FP16,
             dataset_loss_weight=cfg.MODEL.DATASET_LOSS_WEIGHT,
         )
+        if cfg.MODEL.DYNAMIC_CLASSIFIER:
+            num_classes = arguments["roi_heads"].num_classes
+            frequencies = class_frequencies(cfg, num_classes)
+            arguments["class_sampler"] = ClassSampler(
+                cfg.MODEL.NUM_SAMPLE_CATS, num_classes, frequencies
+            )
         return arguments
+
+    @property
+    def optional_weights(self) -> tuple[str, ...]:
+        """Patterns of weights that a checkpoint may lack: the text tower has its own file."""
+        return ("text_encoder.*",)
 
     @property
     def vocabulary(self) -> Vocabulary | None:
@@ -103,9 +134,7 @@ class CustomRCNN(GeneralizedRCNN):
         """
         if not self.training:
             return self.inference(batched_inputs, classifier=classifier)
-        supervision = (
-            Supervision.from_batch(batched_inputs) if self.with_image_labels else Supervision()
-        )
+        supervision = self._supervision(batched_inputs)
         images = self.preprocess_image(batched_inputs)
         features = self._features(images)
         targets: list[Instances] | None = None
@@ -143,6 +172,39 @@ class CustomRCNN(GeneralizedRCNN):
         if not do_postprocess:
             return results
         return GeneralizedRCNN._postprocess(results, batched_inputs, images.image_sizes)
+
+    def _supervision(self, batched_inputs: list[dict[str, Any]]) -> Supervision:
+        if not self.with_image_labels:
+            supervision = Supervision()
+        else:
+            supervision = Supervision.from_batch(batched_inputs)
+        if self.text_encoder is not None:
+            captions = self._captions(self.text_encoder, supervision, batched_inputs)
+            supervision = replace(supervision, captions=captions)
+        if self.class_sampler is not None:
+            subset = self.class_sampler(supervision, batched_inputs)
+            supervision = replace(supervision, subset=subset)
+        return supervision
+
+    def _captions(
+        self,
+        encoder: CaptionEncoder,
+        supervision: Supervision,
+        batched_inputs: list[dict[str, Any]],
+    ) -> CaptionFeatures | None:
+        own_BD: Tensor | None = None
+        if supervision.has_captions:
+            own_BD = encoder.encode(draw_captions(batched_inputs))
+        if not self.gather_captions:
+            return None if own_BD is None else CaptionFeatures(own_BD)
+        width = self.roi_heads.embedding_dim
+        if width is None:
+            raise ConfigError(
+                "captions are compared with text embeddings, this classifier has none",
+                fix="set MODEL.ROI_BOX_HEAD.USE_ZEROSHOT_CLS True",
+            )
+        ratio = self.caption_batch_ratio if supervision.has_boxes else 1
+        return gather_captions(own_BD, len(batched_inputs) * ratio, width, self.device)
 
     def _features(self, images: ImageList) -> dict[str, Tensor]:
         if not self.half_backbone:

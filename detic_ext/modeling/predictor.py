@@ -1,18 +1,16 @@
 """Class scores, box deltas and losses of one cascade stage (specification sections 2 to 4).
 
 Shapes: R regions of a batch, F their features, C classes, K = C + 1 columns (background last),
-M chosen regions, S sampled columns.
+M chosen regions, S sampled columns, N captions.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
@@ -22,62 +20,20 @@ from torch.nn import functional as F
 
 from detic_ext.losses.box_classification import BoxClassificationLoss
 from detic_ext.losses.box_regression import BoxRegressionLoss
+from detic_ext.losses.caption import CaptionLoss
 from detic_ext.losses.classify import Classify
+from detic_ext.losses.dynamic_classes import ClassSubset
 from detic_ext.losses.factory import build_image_label_loss
 from detic_ext.losses.image_label_batch import ImageLabelBatch
 from detic_ext.losses.image_label_loss import ImageLabelResult
 from detic_ext.losses.statistics import image_label_statistics
-from detic_ext.modeling.supervision import Supervision
+from detic_ext.modeling.predictor_options import PredictorOptions
+from detic_ext.modeling.supervision import CaptionFeatures, Supervision
+from ext_common.errors import ConfigError
 from ext_common.modeling.zero_shot_classifier import ZeroShotClassifier
 
 # host scalars cost a synchronisation, so statistics are taken as often as writers print
 STATISTICS_PERIOD = 20
-
-
-@dataclass(frozen=True)
-class PredictorOptions:
-    """Losses of a predictor; names as in the configuration.
-
-    Args:
-        sigmoid: one sigmoid per class, else softmax.
-        federated_size: classes per step of the federated loss; None = all classes.
-        ignore_unseen: no gradient to classes without training images.
-        box_loss: ``smooth_l1`` or ``giou``.
-        box_loss_beta: where smooth L1 turns linear; 0 = L1.
-        image_label_loss: one of :mod:`detic_ext.losses.factory`.
-        image_loss_weight: its factor.
-        softmax_weak_loss: softmax on the chosen region.
-        proposal_branch: second branch that scores regions (wsddn).
-        prior_prob: initial score of an ordinary sigmoid classifier.
-    """
-
-    sigmoid: bool = True
-    federated_size: int | None = None
-    ignore_unseen: bool = False
-    box_loss: str = "smooth_l1"
-    box_loss_beta: float = 0.0
-    image_label_loss: str = "max_size"
-    image_loss_weight: float = 0.1
-    softmax_weak_loss: bool = False
-    proposal_branch: bool = False
-    prior_prob: float = 0.01
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> PredictorOptions:
-        """Read the options from a configuration."""
-        head = cfg.MODEL.ROI_BOX_HEAD
-        return cls(
-            sigmoid=head.USE_SIGMOID_CE,
-            federated_size=head.FED_LOSS_NUM_CAT if head.USE_FED_LOSS else None,
-            ignore_unseen=head.IGNORE_ZERO_CATS,
-            box_loss=head.BBOX_REG_LOSS_TYPE,
-            box_loss_beta=head.SMOOTH_L1_BETA,
-            image_label_loss=head.IMAGE_LABEL_LOSS,
-            image_loss_weight=head.IMAGE_LOSS_WEIGHT,
-            softmax_weak_loss=head.SOFTMAX_WEAK_LOSS,
-            proposal_branch=head.WITH_SOFTMAX_PROP,
-            prior_prob=head.PRIOR_PROB,
-        )
 
 
 class DeticPredictor(nn.Module):
@@ -92,7 +48,7 @@ class DeticPredictor(nn.Module):
         box2box_transform: of this stage.
         classifier: by text embeddings; None = an ordinary linear layer of C + 1 outputs.
         freq_weight_C: class frequencies, where a loss needs them.
-        options: see :class:`PredictorOptions`.
+        options: see :class:`~detic_ext.modeling.predictor_options.PredictorOptions`.
     """
 
     freq_weight: Tensor | None
@@ -136,6 +92,18 @@ class DeticPredictor(nn.Module):
         self.weak_loss = build_image_label_loss(
             self.options.image_label_loss, softmax=self.options.softmax_weak_loss
         )
+        self.caption_loss = CaptionLoss(negative_weight=self.options.negative_caption_weight)
+        self._has_frequencies = False
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Frequencies of the configured data stay: a checkpoint's describe the data it was made of."""
+        name = f"{prefix}freq_weight"
+        own_C = self.freq_weight
+        if name in state_dict and own_C is not None and bool((own_C > 0).any()):
+            state_dict = {**state_dict, name: own_C}
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _init_ordinary(self) -> None:
         linear = cast("nn.Linear", self.cls_score)
@@ -165,11 +133,17 @@ class DeticPredictor(nn.Module):
         deltas_R4: Tensor = self.bbox_pred(features_RF)
         return deltas_R4
 
-    def classify_with(self, features_RF: Tensor) -> Classify:
-        """Logits of these regions, computed for the rows and columns that a loss asks for."""
+    def classify_with(self, features_RF: Tensor, subset: ClassSubset | None = None) -> Classify:
+        """Logits of these regions, computed for the rows and columns that a loss asks for.
+
+        With ``subset`` the columns are its classes and the background.
+        """
+        own_K = None if subset is None else subset.columns(features_RF.device)
 
         def classify(rows_M: Tensor | None = None, columns_S: Tensor | None = None) -> Tensor:
             chosen = features_RF if rows_M is None else features_RF.index_select(0, rows_M)
+            if own_K is not None:
+                columns_S = own_K if columns_S is None else own_K[columns_S]
             if isinstance(self.cls_score, ZeroShotClassifier):
                 zero_shot: Tensor = self.cls_score(chosen, columns_S=columns_S)
                 return zero_shot
@@ -179,6 +153,17 @@ class DeticPredictor(nn.Module):
             return F.linear(chosen, linear.weight[columns_S], linear.bias[columns_S])
 
         return classify
+
+    def compare_captions(self, features_MF: Tensor, captions: CaptionFeatures) -> Tensor:
+        """Logits [M, N] of regions and captions, scaled as those of classes."""
+        classifier = self.cls_score
+        if not isinstance(classifier, ZeroShotClassifier):
+            raise ConfigError(
+                "captions are compared with text embeddings, this classifier has none",
+                fix="set MODEL.ROI_BOX_HEAD.USE_ZEROSHOT_CLS True",
+            )
+        columns_DN = classifier.prepare(captions.features_ND)
+        return classifier.score(classifier.embed(features_MF), columns_DN)
 
     def probabilities(self, features_RF: Tensor, classifier_DK: Tensor | None = None) -> Tensor:
         """Scores [R, K], 0 to 1; ``classifier_DK`` replaces the built-in columns for this call."""
@@ -196,6 +181,7 @@ class DeticPredictor(nn.Module):
         proposals: Sequence[Instances],
         *,
         num_objects: int | None = None,
+        subset: ClassSubset | None = None,
     ) -> dict[str, Tensor]:
         """Losses of regions with ground truth.
 
@@ -206,21 +192,31 @@ class DeticPredictor(nn.Module):
                 ``gt_boxes``.
             num_objects: annotated objects of the batch; bounds the distinct labels without asking
                 the device.
+            subset: the classes of this step; None = all.
 
         Returns:
             ``loss_cls`` and ``loss_box_reg``, scalars.
+
+        Raises:
+            ConfigError: a loss needs class frequencies, and nobody has given any.
         """
+        self._require_frequencies()
         labels_R = torch.cat([found.gt_classes for found in proposals])
         boxes_R4 = Boxes.cat([found.proposal_boxes for found in proposals]).tensor
         # detectron2 leaves out gt_boxes of images without objects; their regions are background
         targets_R4 = Boxes.cat(
             [f.gt_boxes if f.has("gt_boxes") else f.proposal_boxes for f in proposals]
         ).tensor
+        local_R, weight_C = labels_R, self.freq_weight
+        if subset is not None:
+            local_R = subset.map_labels(labels_R)
+            if weight_C is not None:
+                weight_C = weight_C[subset.columns(weight_C.device)[:-1]]
         return {
             "loss_cls": self.classification_loss(
-                self.classify_with(features_RF),
-                labels_R,
-                freq_weight_C=self.freq_weight,
+                self.classify_with(features_RF, subset),
+                local_R,
+                freq_weight_C=weight_C,
                 max_present=None if num_objects is None else num_objects + 1,
             ),
             "loss_box_reg": self.regression_loss(
@@ -228,34 +224,85 @@ class DeticPredictor(nn.Module):
             ),
         }
 
+    def _require_frequencies(self) -> None:
+        """Frequencies come from a file, the training data or the checkpoint; asked once."""
+        if self._has_frequencies or not self.options.needs_frequencies:
+            return
+        if self.freq_weight is None or not bool((self.freq_weight > 0).any()):
+            raise ConfigError(
+                "the losses need class frequencies; there is no such file, the training data say "
+                "nothing of them, and neither does MODEL.WEIGHTS",
+                where="MODEL.ROI_BOX_HEAD.CAT_FREQ_PATH",
+                fix="give the file, or turn off USE_FED_LOSS and IGNORE_ZERO_CATS",
+            )
+        self._has_frequencies = True
+
     def image_label_loss(
         self, features_RF: Tensor, proposals: Sequence[Instances], supervision: Supervision
     ) -> Tensor:
-        """Loss of regions whose image has labels but no boxes, times its weight.
+        """Loss of regions whose image has labels or captions but no boxes, times its weight.
 
         Args:
             features_RF: of all images, in order.
-            proposals: per image ``proposal_boxes``, clipped, sorted by falling score.
-            supervision: the labels.
+            proposals: per image ``proposal_boxes``, clipped, sorted by falling score; with
+                captions the last one is the box of the whole image.
+            supervision: labels, captions and the classes of this step.
         """
+        subset = supervision.subset
+        labels: Sequence[Sequence[int]] = supervision.labels
         batch = ImageLabelBatch(
             boxes_R4=Boxes.cat([found.proposal_boxes for found in proposals]).tensor,
             num_boxes=[len(found) for found in proposals],
-            labels=supervision.labels,
+            labels=labels if subset is None else subset.map_label_lists(labels),
             image_sizes=[found.image_size for found in proposals],
-            num_classes=self.num_classes,
+            num_classes=self.num_classes if subset is None else subset.num_classes,
         )
-        proposal_logits = self.prop_score(features_RF) if self.prop_score is not None else None
-        result = self.weak_loss(batch, self.classify_with(features_RF), proposal_logits)
-        self._log_statistics(batch, result)
-        weighted: Tensor = result.loss * self.options.image_loss_weight
-        return weighted
+        total = features_RF.new_zeros(())
+        statistics: dict[str, Tensor] = {}
+        loss_caption: Tensor | None = None
+        if supervision.has_captions:
+            loss_caption = self._caption_loss(features_RF, batch, supervision.captions)
+            total = total + self.options.caption_weight * loss_caption
+            statistics = {"stats_l_caption": loss_caption.detach()}
+        if supervision.has_labels:
+            result = self._label_loss(features_RF, batch, subset)
+            total = total + result.loss
+            statistics = image_label_statistics(batch, result, loss_caption)
+        _log(statistics)
+        return total * self.options.image_loss_weight
 
-    def _log_statistics(self, batch: ImageLabelBatch, result: ImageLabelResult) -> None:
-        storage = get_event_storage()
-        if storage.iter % STATISTICS_PERIOD == 0:
-            for name, value in image_label_statistics(batch, result).items():
-                storage.put_scalar(name, float(value))
+    def _label_loss(
+        self, features_RF: Tensor, batch: ImageLabelBatch, subset: ClassSubset | None
+    ) -> ImageLabelResult:
+        proposal_logits: Tensor | None = None
+        if self.prop_score is not None:
+            proposal_logits = self.prop_score(features_RF)
+            if subset is not None:
+                proposal_logits = proposal_logits[:, subset.columns(features_RF.device)]
+        result: ImageLabelResult = self.weak_loss(
+            batch, self.classify_with(features_RF, subset), proposal_logits
+        )
+        return result
+
+    def _caption_loss(
+        self, features_RF: Tensor, batch: ImageLabelBatch, captions: CaptionFeatures | None
+    ) -> Tensor:
+        if captions is None:
+            raise ConfigError(
+                "a batch of captions, and the model does not read them",
+                fix="set MODEL.WITH_CAPTION True",
+            )
+        rows_M = self.caption_loss.select(batch)
+        logits_MN = self.compare_captions(features_RF.index_select(0, rows_M), captions)
+        loss: Tensor = self.caption_loss(logits_MN, batch, first_own_column=captions.first_own_row)
+        return loss
+
+
+def _log(statistics: dict[str, Tensor]) -> None:
+    storage = get_event_storage()
+    if storage.iter % STATISTICS_PERIOD == 0:
+        for name, value in statistics.items():
+            storage.put_scalar(name, float(value))
 
 
 def _two_layers(input_dim: int, output_dim: int) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""Ground truth for the proposals of later cascade stages.
+"""Boxes of later cascade stages, and their ground truth.
 
 Shapes: G ground-truth boxes and R proposals of one image.
 """
@@ -54,8 +54,7 @@ def refine_proposals(
     """
     refined = []
     for found, boxes_R4 in zip(proposals, boxes, strict=True):
-        clipped = Boxes(boxes_R4.detach().clone())
-        clipped.clip(found.image_size)
+        clipped = Boxes(clip_boxes(boxes_R4.detach(), found.image_size))
         following = Instances(found.image_size)
         following.proposal_boxes = clipped
         for name in ("objectness_logits", "scores"):
@@ -63,3 +62,16 @@ def refine_proposals(
                 following.set(name, found.get(name))
         refined.append(following[clipped.nonempty()] if drop_empty else following)
     return refined
+
+
+def clip_boxes(boxes_R4: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes [R, 4] inside an image of ``size`` (h, w); a new tensor.
+
+    Boxes that are not finite become empty ones in the corner. detectron2's method refuses them,
+    for which the host has to wait; here training goes on to the loss, which is not finite either,
+    and that ends the step on every process.
+    """
+    height, width = size
+    limit_4 = boxes_R4.new_tensor([width, height, width, height])
+    finite_R1 = torch.isfinite(boxes_R4).all(dim=1, keepdim=True)
+    return torch.where(finite_R1, boxes_R4.clamp(min=0).minimum(limit_4), 0.0)

@@ -12,6 +12,8 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
+from detic_ext.modeling.stage_targets import clip_boxes
+
 
 def zero_through(modules: Iterable[nn.Module]) -> Tensor | float:
     """A zero that depends on every trainable parameter of ``modules``.
@@ -92,16 +94,14 @@ def select_weak_proposals(
     chosen = []
     for found in proposals:
         size = found.image_size
-        boxes_R4 = found.proposal_boxes.tensor[:limit].detach().clone()
+        boxes_R4 = found.proposal_boxes.tensor[:limit].detach()
         scores_R = found.objectness_logits[:limit].detach()
         if image_box_share is not None:
             whole = boxes_R4.new_tensor([image_box(size, image_box_share)])
             boxes_R4 = torch.cat([boxes_R4, whole])
             scores_R = torch.cat([scores_R, scores_R.new_ones(1)])
-        boxes = Boxes(boxes_R4)
-        boxes.clip(size)
         kept = Instances(size)
-        kept.proposal_boxes = boxes
+        kept.proposal_boxes = Boxes(clip_boxes(boxes_R4, size))
         kept.objectness_logits = scores_R
         chosen.append(kept)
     return chosen

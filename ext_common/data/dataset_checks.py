@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
@@ -12,7 +13,8 @@ from ext_common.data.dataset_names import require_dataset
 from ext_common.data.dataset_registry import register_from_config
 from ext_common.data.dataset_spec import DatasetSpec
 from ext_common.errors import DatasetError
-from ext_common.registries import CONFIG_CHECK_REGISTRY
+from ext_common.evaluation.ground_truth import resolve_class_groups
+from ext_common.registries import CONFIG_CHECK_REGISTRY, EVALUATOR_REGISTRY
 from ext_common.vocabulary import Vocabulary
 
 
@@ -36,13 +38,34 @@ def check_datasets(cfg: CfgNode, training: bool) -> None:
     _check_training_classes(cfg)
     for name in cfg.DATASETS.TEST:
         _check_test_classes(cfg, name)
+        check_evaluator(name)
+
+
+def check_evaluator(name: str) -> None:
+    """There is an evaluator for the dataset's ``evaluator_type``.
+
+    Raises:
+        DatasetError: no type, or one that nothing is registered for; the known ones are listed.
+    """
+    kind = MetadataCatalog.get(name).get("evaluator_type")
+    known = sorted(registered for registered, _ in EVALUATOR_REGISTRY)
+    if kind in known:
+        return
+    what = f"evaluator_type {kind!r} has no evaluator" if kind else "no evaluator_type is set"
+    near = difflib.get_close_matches(str(kind), known, n=1)
+    raise DatasetError(
+        f"{what}, and the dataset is in DATASETS.TEST",
+        where=f"dataset {name!r}",
+        fix=(f"did you mean {near[0]}? " if near else "") + f"known types: {', '.join(known)}",
+    )
 
 
 def check_test_dataset(cfg: CfgNode, name: str) -> None:
     """The same for one dataset that is about to be evaluated.
 
     Raises:
-        DatasetError: unknown, missing files, or classes that do not fit the model.
+        DatasetError: unknown, missing files, classes that do not fit the model, or class groups
+            that do not fit the classes.
     """
     require_dataset(name, where="DATASETS.TEST")
     check_files(name)
@@ -99,6 +122,7 @@ def _check_training_classes(cfg: CfgNode) -> None:
 def _check_test_classes(cfg: CfgNode, name: str) -> None:
     expected, key = _model_classes(cfg)
     found = _classes_of(name)
+    resolve_class_groups(MetadataCatalog.get(name).get("class_groups") or {}, found, name)
     if expected is None or not found or cfg.MODEL.get("RESET_CLS_TESTS", False):
         return
     if len(found) != expected:
@@ -117,6 +141,8 @@ def _model_classes(cfg: CfgNode) -> tuple[int | None, str]:
     if cfg.MODEL.get("VOCABULARY"):
         vocabulary = Vocabulary.parse(cfg.MODEL.VOCABULARY, generate_names=True)
         return len(vocabulary), "MODEL.VOCABULARY"
+    if cfg.MODEL.META_ARCHITECTURE == "CenterNetDetector" and not cfg.MODEL.CENTERNET.ONLY_PROPOSAL:
+        return int(cfg.MODEL.CENTERNET.NUM_CLASSES), "MODEL.CENTERNET.NUM_CLASSES"
     if "RCNN" in cfg.MODEL.META_ARCHITECTURE:
         return int(cfg.MODEL.ROI_HEADS.NUM_CLASSES), "MODEL.ROI_HEADS.NUM_CLASSES"
     return None, ""

@@ -11,6 +11,7 @@ from detectron2.modeling.backbone.resnet import build_resnet_backbone
 
 from ext_common.errors import ConfigError
 from ext_common.modeling.p6p7 import LastLevelP6P7_P5
+from ext_common.modeling.pyramid_inputs import pyramid_inputs
 from ext_common.modeling.timm_backbone import build_timm_backbone
 
 
@@ -27,25 +28,11 @@ def build_fpn(cfg: CfgNode, bottom_up: Backbone, *, with_p6p7: bool) -> FPN:
             and P7 over an FPN that does not end with P5.
     """
     options = cfg.MODEL.FPN
-    shapes = bottom_up.output_shape()
-    names = list(options.IN_FEATURES) or list(shapes)
-    unknown = [name for name in names if name not in shapes]
-    if unknown:
+    names = pyramid_inputs(cfg, bottom_up)
+    coarsest = bottom_up.output_shape()[names[-1]].stride
+    if with_p6p7 and coarsest != 32:
         raise ConfigError(
-            f"{', '.join(unknown)} is not among the backbone's outputs {', '.join(shapes)}",
-            where="MODEL.FPN.IN_FEATURES",
-            fix="change it, or the backbone's output levels",
-        )
-    strides = [shapes[name].stride for name in names]
-    if any(coarse != 2 * fine for fine, coarse in zip(strides, strides[1:], strict=False)):
-        raise ConfigError(
-            f"strides {strides} of {', '.join(names)} do not double from map to map",
-            where="MODEL.FPN.IN_FEATURES",
-            fix="choose neighbouring levels, finest first",
-        )
-    if with_p6p7 and strides[-1] != 32:
-        raise ConfigError(
-            f"P6 and P7 are made from P5 (stride 32), this FPN ends with P{int(math.log2(strides[-1]))}",
+            f"P6 and P7 are made from P5 (stride 32), this FPN ends with P{int(math.log2(coarsest))}",
             where="MODEL.FPN.IN_FEATURES",
             fix="end with the level of stride 32, or take a p35 backbone",
         )

@@ -6,23 +6,23 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.utils.events import EventStorage
-from torch import Tensor
+from torch.testing import assert_close
 
 from detic_ext.config_checks import check_detic
 from ext_common.errors import ConfigError, DatasetError, VocabularyError
 from ext_common.text_encoder import HashTextEncoder, embed_vocabulary
 from ext_common.vocabulary import Vocabulary
-from tests.detic_ext.tiny_model import NAMES, box_item, label_item, picture, tiny_config, tiny_model
+from tests.detic_ext.tiny_model import (
+    NAMES,
+    box_item,
+    label_item,
+    losses_of,
+    picture,
+    tiny_config,
+    tiny_model,
+)
 
 IMAGE_LOSSES = ("max_size", "image", "first", "max_score", "min_loss", "wsddn")
-
-
-def losses_of(model: torch.nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-    torch.manual_seed(7)
-    with EventStorage(0):
-        result: dict[str, Tensor] = model(batch)
-    return result
 
 
 @pytest.mark.parametrize("heads", ["DeticCascadeROIHeads", "DeticROIHeads"])
@@ -46,9 +46,7 @@ def test_every_kind_of_batch_has_the_same_losses_and_gradients(loss: str, heads:
     assert all(float(labels[name].detach()) == 0 for name in zero)
     # all processes must reduce the same gradients, whatever their batch
     sum(labels.values()).backward()
-    wanted = {
-        name for name, parameter in model.named_parameters() if parameter.requires_grad
-    }
+    wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     got = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     skipped = wanted - got
     assert not {name for name in skipped if "prop_score" not in name}
@@ -99,10 +97,6 @@ def test_mask_loss_counts_the_images_that_have_masks_wherever_they_stand() -> No
 
 
 def test_federated_loss_of_all_classes_equals_the_full_loss() -> None:
-    from torch.testing import assert_close
-
-    frequent = {"CAT_FREQ_PATH": "none"}
-    del frequent
     plain = tiny_model().train()
     fed = tiny_model().train()
     for predictor in fed.roi_heads.predictors:
@@ -156,7 +150,9 @@ def test_class_columns_are_shared_but_saved_per_stage() -> None:
 
 
 def test_one_class_per_proposal_keeps_one_class() -> None:
-    one = tiny_model("MODEL.ROI_HEADS.ONE_CLASS_PER_PROPOSAL", True, "TEST.DETECTIONS_PER_IMAGE", 200)
+    one = tiny_model(
+        "MODEL.ROI_HEADS.ONE_CLASS_PER_PROPOSAL", True, "TEST.DETECTIONS_PER_IMAGE", 200
+    )
     inputs = [{"image": picture(64), "height": 64, "width": 64}]
     with torch.no_grad():
         found = one.eval()(inputs)[0]["instances"]
@@ -209,3 +205,20 @@ def test_good_mixed_configuration_passes() -> None:
 def test_impossible_mixtures_are_refused(opts: list[Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_detic(mixed(*opts), True)
+
+
+def test_frequencies_of_the_configured_data_win_over_those_of_a_checkpoint() -> None:
+    model, blank = tiny_model(), tiny_model()
+    ours, stored = torch.arange(1.0, 6.0), torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0])
+    for predictor in model.roi_heads.predictors:
+        predictor.freq_weight = ours.clone()
+    for predictor in blank.roi_heads.predictors:
+        predictor.freq_weight = torch.zeros(5)
+    state = {
+        name: stored if name.endswith("freq_weight") else value
+        for name, value in model.state_dict().items()
+    }
+    model.load_state_dict(state)
+    blank.load_state_dict(state)
+    assert all(torch.equal(p.freq_weight, ours) for p in model.roi_heads.predictors)
+    assert all(torch.equal(p.freq_weight, stored) for p in blank.roi_heads.predictors)

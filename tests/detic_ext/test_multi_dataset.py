@@ -219,12 +219,29 @@ def test_published_names_are_registered_without_files() -> None:
     for name in ("lvis_v1_train_norare", "imagenet_lvis_v1", "cc3m_v1_train_tags"):
         assert len(MetadataCatalog.get(name).thing_classes) == 1203
     assert len(MetadataCatalog.get("coco_caption_train_tags").thing_classes) == 80
-    for name in ("objects365_v2_train", "oid_val_expanded_rare", "lvis_v1_train_22k"):
-        assert name in DatasetCatalog
-        with pytest.raises(DatasetError, match="annotations cannot be read"):
-            MetadataCatalog.get(name).thing_classes  # noqa: B018
     assert MetadataCatalog.get("oid_train").evaluator_type == "oid"
     assert register_builtin_datasets("elsewhere") == []
+
+
+def test_classes_that_stand_in_the_file_alone_are_read_when_asked_for(tmp_path: Path) -> None:
+    name = "lvis_v1_train_22k"
+    published = DatasetCatalog[name]
+    unregister(name)
+    try:
+        assert register_builtin_datasets(str(tmp_path)) == [name]
+        with pytest.raises(DatasetError, match=r"lvis_v1_train_lvis-22k\.json: .*cannot be read"):
+            MetadataCatalog.get(name).thing_classes  # noqa: B018
+        empty_box = box(1, 1, 10, [3, 3, 0, 2])
+        data = content([(8, 9)], [empty_box, box(2, 1, 11, [1, 1, 2, 2])])
+        data["images"][0]["file_name"] = "COCO_train2014_000000000001.jpg"
+        write(tmp_path / "lvis" / "lvis_v1_train_lvis-22k.json", data)
+        assert MetadataCatalog.get(name).thing_classes == ["cat", "dog", "owl"]
+        (record,) = DatasetCatalog.get(name)
+        assert record["file_name"] == str(tmp_path / "coco" / "000000000001.jpg")
+        assert [a["category_id"] for a in record["annotations"]] == [1]
+    finally:
+        unregister(name)
+        register_dataset(published)
 
 
 def test_the_split_of_coco() -> None:

@@ -9,6 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
 from torch import Tensor
 
 import detic_ext  # noqa: F401 - registers the model parts
@@ -66,6 +67,44 @@ def tiny_config(*opts: Any) -> CfgNode:
     return load_config("", [str(word) for pair in settings.items() for word in pair])
 
 
+C4_OPTS: tuple[Any, ...] = (
+    "MODEL.MASK_ON", False,
+    "MODEL.BACKBONE.NAME", "build_resnet_backbone",
+    "MODEL.RESNETS.DEPTH", 50,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS", 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS", 16,
+    "MODEL.RESNETS.WIDTH_PER_GROUP", 4,
+    "MODEL.RESNETS.OUT_FEATURES", "['res4']",
+    "MODEL.ANCHOR_GENERATOR.SIZES", "[[16,32,64]]",
+    "MODEL.RPN.IN_FEATURES", "['res4']",
+    "MODEL.ROI_HEADS.NAME", "CustomRes5ROIHeads",
+    "MODEL.ROI_HEADS.IN_FEATURES", "['res4']",
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 4,
+)  # fmt: skip
+"""Turns :func:`tiny_config` into the OV-COCO kind: RPN and heads over one map."""
+
+CENTERNET_OPTS: tuple[Any, ...] = (
+    "MODEL.BACKBONE.NAME", "build_p67_resnet_fpn_backbone",
+    "MODEL.RESNETS.OUT_FEATURES", "['res3','res4','res5']",
+    "MODEL.FPN.IN_FEATURES", "['res3','res4','res5']",
+    "MODEL.FPN.OUT_CHANNELS", 64,
+    "MODEL.PROPOSAL_GENERATOR.NAME", "CenterNet",
+    "MODEL.CENTERNET.ONLY_PROPOSAL", True,
+    "MODEL.CENTERNET.WITH_AGN_HM", True,
+    "MODEL.CENTERNET.INFERENCE_TH", 0.0001,
+    "MODEL.CENTERNET.POST_NMS_TOPK_TRAIN", 40,
+    "MODEL.CENTERNET.NUM_BOX_CONVS", 1,
+    "MODEL.ROI_HEADS.IN_FEATURES", "['p3','p4','p5']",
+)  # fmt: skip
+"""Turns it into the CenterNet2 kind: CenterNet proposals over P3 to P7."""
+
+CAPTION_OPTS: tuple[Any, ...] = (
+    "MODEL.WITH_CAPTION", True,
+    "MODEL.ROI_BOX_HEAD.ADD_IMAGE_BOX", True,
+)  # fmt: skip
+"""Lets it read captions."""
+
+
 def tiny_model(*opts: Any, seed: int = 0) -> torch.nn.Module:
     """The model of :func:`tiny_config` with seeded weights."""
     torch.manual_seed(seed)
@@ -73,7 +112,9 @@ def tiny_model(*opts: Any, seed: int = 0) -> torch.nn.Module:
 
 
 def box_item(
-    size: int = 64, boxes: Sequence[Sequence[float]] = ((8, 8, 40, 40),), classes: Sequence[int] = (0,)
+    size: int = 64,
+    boxes: Sequence[Sequence[float]] = ((8, 8, 40, 40),),
+    classes: Sequence[int] = (0,),
 ) -> dict[str, Any]:
     """One picture with boxes and masks."""
     instances = Instances((size, size))
@@ -105,6 +146,22 @@ def label_item(labels: Sequence[int], size: int = 64) -> dict[str, Any]:
         "height": size,
         "width": size,
     }
+
+
+def caption_item(
+    caption: str, labels: Sequence[int] | None = None, size: int = 64
+) -> dict[str, Any]:
+    """One picture with a caption, and with image labels where they are given."""
+    item = label_item(labels or (), size) | {"captions": [caption], "ann_type": "caption"}
+    return item if labels is None else item | {"ann_type": "captiontag"}
+
+
+def losses_of(model: torch.nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Losses of a batch; what is drawn at random is the same every time."""
+    torch.manual_seed(7)
+    with EventStorage(0):
+        result: dict[str, Tensor] = model(batch)
+    return result
 
 
 def picture(size: int) -> Tensor:

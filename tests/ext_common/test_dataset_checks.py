@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import yaml
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 
 from ext_common.config import get_config
 from ext_common.data.class_names import check_same_order, folded
@@ -112,9 +114,23 @@ def test_files_are_looked_for_before_training(config_of: ConfigOf, tmp_path: Pat
     check_datasets(cfg, training=False)
 
 
-def test_files_of_detectron2s_datasets() -> None:
-    with pytest.raises(DatasetError, match="'coco_2017_val': missing: .*DETECTRON2_DATASETS"):
-        check_files("coco_2017_val")
+def test_files_of_datasets_that_others_registered(tmp_path: Path) -> None:
+    register_coco_instances("chk_d2", {}, str(tmp_path / "none.json"), str(tmp_path))
+    try:
+        with pytest.raises(DatasetError, match=r"'chk_d2': missing: .*none\.json .*DETECTRON2"):
+            check_files("chk_d2")
+        write(tmp_path / "none.json", content([(8, 9)]))
+        check_files("chk_d2")
+    finally:
+        unregister("chk_d2")
+
+
+def test_class_groups_are_checked_before_training(config_of: ConfigOf) -> None:
+    cfg = config_of("chk_g", "chk_g", chk_g=ABC)
+    check_datasets(cfg, training=True)
+    MetadataCatalog.get("chk_g").class_groups = {"novel": ["a", "z"]}
+    with pytest.raises(DatasetError, match="'novel' of dataset 'chk_g': unknown class 'z'"):
+        check_datasets(cfg, training=True)
 
 
 def test_a_test_set_is_checked_without_its_training_set(

@@ -108,7 +108,10 @@ def _level_candidates(
     low_NT2 = where_NT2 - distances_NT4[..., :2]
     high_NT2 = torch.maximum(where_NT2 + distances_NT4[..., 2:], low_NT2 + _MIN_SIDE)
     scores_NT = top_NT.clamp(min=0.0).sqrt() if options.sqrt_score else top_NT
-    return torch.cat([low_NT2, high_NT2], dim=2), scores_NT, classes_NT, top_NT >= 0
+    boxes_NT4 = torch.cat([low_NT2, high_NT2], dim=2)
+    # a box that is not finite would read outside of the feature maps
+    valid_NT = (top_NT >= 0) & torch.isfinite(boxes_NT4).all(dim=2)
+    return boxes_NT4, scores_NT, classes_NT, valid_NT
 
 
 def _suppress(

@@ -112,7 +112,7 @@ class CenterNet(nn.Module):
     ) -> tuple[list[Instances], dict[str, Tensor]]:
         """Proposals of images without boxes, and a zero for every loss."""
         boxes, agnostic, classes = self.centernet_head([features[n] for n in self.in_features])
-        zero = boxes[0].new_zeros(()) + zero_through([self])
+        zero = _zero_if_finite(boxes) + zero_through([self])
         names = ["loss_centernet_loc"]
         if agnostic is not None:
             names += ["loss_centernet_agn_pos", "loss_centernet_agn_neg"]
@@ -179,6 +179,7 @@ class CenterNet(nn.Module):
         losses["loss_centernet_loc"] = self._location_loss(
             predicted_M4, targets.distances_M4, peak_M1[:, 0]
         )
+        losses["loss_centernet_loc"] = losses["loss_centernet_loc"] + _zero_if_finite(boxes)
         return losses
 
     def _focal(
@@ -243,3 +244,12 @@ class CenterNet(nn.Module):
                 proposal.pred_classes = instances.pred_classes
             proposals.append(proposal)
         return proposals
+
+
+def _zero_if_finite(boxes: Sequence[Tensor]) -> Tensor:
+    """0, or NaN if any predicted distance is not finite, wherever it is.
+
+    Such boxes are not proposed. A loss that is not finite ends the step on every process, and the
+    host need not look at each map to say so.
+    """
+    return torch.stack([level.detach().float().sum() for level in boxes]).sum() * 0.0

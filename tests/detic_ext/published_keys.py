@@ -1,0 +1,226 @@
+"""Every configuration key of specification section 8 with its published default, as YAML text.
+
+Written as in published files: tuples in quotes or bare, lists of lists, numbers with and without a
+point. :data:`DEFAULTS` is compared with ours; :data:`PARTS` is accepted and has no effect.
+"""
+
+DEFAULTS = """
+WITH_IMAGE_LABELS: False
+FIND_UNUSED_PARAM: True
+FP16: False
+MODEL:
+  CAP_BATCH_RATIO: 4
+  WITH_CAPTION: False
+  SYNC_CAPTION_BATCH: False
+  DYNAMIC_CLASSIFIER: False
+  NUM_SAMPLE_CATS: 50
+  RESET_CLS_TESTS: False
+  TEST_CLASSIFIERS: []
+  TEST_NUM_CLASSES: []
+  DATASET_LOSS_WEIGHT: []
+  ROI_BOX_HEAD:
+    USE_ZEROSHOT_CLS: False
+    ZEROSHOT_WEIGHT_PATH: 'datasets/metadata/lvis_v1_clip_a+cname.npy'
+    ZEROSHOT_WEIGHT_DIM: 512
+    NORM_WEIGHT: True
+    NORM_TEMP: 50.0
+    IGNORE_ZERO_CATS: False
+    USE_BIAS: 0.0
+    MULT_PROPOSAL_SCORE: False
+    USE_SIGMOID_CE: False
+    PRIOR_PROB: 0.01
+    USE_FED_LOSS: False
+    CAT_FREQ_PATH: 'datasets/metadata/lvis_v1_train_cat_info.json'
+    FED_LOSS_NUM_CAT: 50
+    FED_LOSS_FREQ_WEIGHT: 0.5
+    IMAGE_LABEL_LOSS: 'max_size'
+    IMAGE_LOSS_WEIGHT: 0.1
+    IMAGE_BOX_SIZE: 1.0
+    ADD_IMAGE_BOX: False
+    WS_NUM_PROPS: 128
+    WITH_SOFTMAX_PROP: False
+    CAPTION_WEIGHT: 1.0
+    NEG_CAP_WEIGHT: 0.125
+    ADD_FEATURE_TO_PROP: False
+    SOFTMAX_WEAK_LOSS: False
+  ROI_HEADS:
+    MASK_WEIGHT: 1.0
+    ONE_CLASS_PER_PROPOSAL: False
+  SWIN:
+    SIZE: 'T'
+    USE_CHECKPOINT: False
+    OUT_FEATURES: (1, 2, 3)
+  TIMM:
+    BASE_NAME: 'resnet50'
+    OUT_LEVELS: (3, 4, 5)
+    NORM: 'FrozenBN'
+    FREEZE_AT: 0
+    PRETRAINED: False
+  CENTERNET:
+    NUM_CLASSES: 80
+    IN_FEATURES: ["p3", "p4", "p5", "p6", "p7"]
+    FPN_STRIDES: [8, 16, 32, 64, 128]
+    PRIOR_PROB: 0.01
+    INFERENCE_TH: 0.05
+    CENTER_NMS: False
+    NMS_TH_TRAIN: 0.6
+    NMS_TH_TEST: 0.6
+    PRE_NMS_TOPK_TRAIN: 1000
+    POST_NMS_TOPK_TRAIN: 100
+    PRE_NMS_TOPK_TEST: 1000
+    POST_NMS_TOPK_TEST: 100
+    NORM: "GN"
+    USE_DEFORMABLE: False
+    NUM_CLS_CONVS: 4
+    NUM_BOX_CONVS: 4
+    NUM_SHARE_CONVS: 0
+    LOC_LOSS_TYPE: 'giou'
+    SIGMOID_CLAMP: 1e-4
+    HM_MIN_OVERLAP: 0.8
+    MIN_RADIUS: 4
+    SOI: [[0, 80], [64, 160], [128, 320], [256, 640], [512, 10000000]]
+    POS_WEIGHT: 1.
+    NEG_WEIGHT: 1.
+    REG_WEIGHT: 2.
+    HM_FOCAL_BETA: 4
+    HM_FOCAL_ALPHA: 0.25
+    LOSS_GAMMA: 2.0
+    WITH_AGN_HM: False
+    ONLY_PROPOSAL: False
+    AS_PROPOSAL: False
+    IGNORE_HIGH_FP: -1.
+    MORE_POS: False
+    MORE_POS_THRESH: 0.2
+    MORE_POS_TOPK: 9
+    NOT_NORM_REG: True
+    NOT_NMS: False
+    NO_REDUCE: False
+  BIFPN: {NUM_LEVELS: 5, NUM_BIFPN: 6, NORM: 'GN', OUT_CHANNELS: 160, SEPARABLE_CONV: False}
+  DETR:
+    NUM_CLASSES: 80
+    FROZEN_WEIGHTS: ''
+    GIOU_WEIGHT: 2.0
+    L1_WEIGHT: 5.0
+    DEEP_SUPERVISION: True
+    NO_OBJECT_WEIGHT: 0.1
+    CLS_WEIGHT: 2.0
+    NUM_FEATURE_LEVELS: 4
+    TWO_STAGE: False
+    WITH_BOX_REFINE: False
+    FOCAL_ALPHA: 0.25
+    NHEADS: 8
+    DROPOUT: 0.1
+    DIM_FEEDFORWARD: 2048
+    ENC_LAYERS: 6
+    DEC_LAYERS: 6
+    PRE_NORM: False
+    HIDDEN_DIM: 256
+    NUM_OBJECT_QUERIES: 100
+    USE_FED_LOSS: False
+    WEAK_WEIGHT: 0.1
+DATALOADER:
+  DATASET_RATIO: [1, 1]
+  USE_RFS: [False, False]
+  MULTI_DATASET_GROUPING: False
+  DATASET_ANN: ['box', 'box']
+  USE_DIFF_BS_SIZE: False
+  DATASET_BS: [8, 32]
+  DATASET_INPUT_SIZE: [896, 384]
+  DATASET_INPUT_SCALE: [[0.1, 2.0], [0.5, 1.5]]
+  DATASET_MIN_SIZES: "[(640, 800), (320, 400)]"
+  DATASET_MAX_SIZES: [1333, 667]
+  USE_TAR_DATASET: False
+  TARFILE_PATH: 'datasets/imagenet/metadata-22k/tar_files.npy'
+  TAR_INDEX_DIR: 'datasets/imagenet/metadata-22k/tarindex_npy'
+SOLVER:
+  USE_CUSTOM_SOLVER: False
+  OPTIMIZER: 'SGD'
+  BACKBONE_MULTIPLIER: 1.0
+  CUSTOM_MULTIPLIER: 1.0
+  CUSTOM_MULTIPLIER_NAME: []
+  RESET_ITER: False
+  TRAIN_ITER: -1
+INPUT:
+  CUSTOM_AUG: ''
+  TRAIN_SIZE: 640
+  TEST_SIZE: 640
+  SCALE_RANGE: (0.1, 2.)
+  TEST_INPUT_TYPE: 'default'
+  NOT_CLAMP_BOX: False
+"""
+
+PARTS = """
+IS_DEBUG: False
+QUICK_DEBUG: False
+EVAL_PRED_AR: False
+EVAL_PROPOSAL_AR: False
+EVAL_CAT_SPEC_AR: False
+EVAL_AP_FIX: False
+GEN_PSEDO_LABELS: False
+SAVE_DEBUG_PATH: 'output/save_debug/'
+DEBUG: False
+SAVE_DEBUG: False
+SAVE_PTH: False
+VIS_THRESH: 0.3
+DEBUG_SHOW_NAME: False
+MODEL:
+  ROI_BOX_HEAD:
+    USE_EQL_LOSS: False
+    EQL_FREQ_CAT: 200
+  DLA:
+    OUT_FEATURES: ['dla2']
+    USE_DLA_UP: True
+    NUM_LAYERS: 34
+    MS_OUTPUT: False
+    NORM: 'BN'
+    DLAUP_IN_FEATURES: ['dla3', 'dla4', 'dla5']
+    DLAUP_NODE: 'conv'
+"""
+
+MIXED = """
+_BASE_: "Base.yaml"
+MODEL:
+  ROI_BOX_HEAD:
+    USE_ZEROSHOT_CLS: True
+    IMAGE_LABEL_LOSS: 'max_size'
+    NORM_TEMP: 50
+  ROI_HEADS:
+    IOU_THRESHOLDS: [0.6]
+  ROI_BOX_CASCADE_HEAD:
+    IOUS: [0.6, 0.7, 0.8]
+  WEIGHTS: "output/model_final.pth"
+SOLVER:
+  MAX_ITER: 180000
+  IMS_PER_BATCH: 32
+  BASE_LR: 1e-4
+  STEPS: (60000, 80000)
+  WARMUP_ITERS: 1000
+  WARMUP_FACTOR: 0.001
+  WEIGHT_DECAY: 0.0001
+  CLIP_GRADIENTS:
+    ENABLED: True
+    CLIP_TYPE: "full_model"
+    CLIP_VALUE: 1
+DATASETS:
+  TRAIN: ("lvis_v1_train+coco","imagenet_lvis-22k")
+DATALOADER:
+  SAMPLER_TRAIN: "MultiDatasetSampler"
+  DATASET_RATIO: [1, 16]
+  USE_DIFF_BS_SIZE: True
+  DATASET_BS: [4, 16]
+  DATASET_INPUT_SIZE: [896, 448]
+  USE_RFS: [True, False]
+  DATASET_INPUT_SCALE: [[0.1, 2.0], [0.5, 1.5]]
+  DATASET_MIN_SIZES: [[800, 800], [400, 400]]
+  FILTER_EMPTY_ANNOTATIONS: False
+  MULTI_DATASET_GROUPING: True
+  DATASET_ANN: ['box', 'image']
+  NUM_WORKERS: 8
+  USE_TAR_DATASET: True
+INPUT:
+  MIN_SIZE_TRAIN: (800,)
+  SCALE_RANGE: [0.1, 2]
+WITH_IMAGE_LABELS: True
+FP16: True
+FIND_UNUSED_PARAM: False
+"""
