@@ -53,7 +53,14 @@ def add_common_config(cfg: CfgNode) -> None:
     add_default(text, "CACHE_DIR", "")  # folder for computed embeddings; empty = no cache
     add_default(text, "ALLOW_DOWNLOAD", False)  # let open_clip fetch missing weights
 
-    # Image backbones from timm
+    _add_backbones(cfg)
+    _add_input(cfg)
+    _add_solver(cfg.SOLVER)
+    add_default(cfg, "FIND_UNUSED_PARAM", True)  # DDP: batches may leave some heads unused
+
+
+def _add_backbones(cfg: CfgNode) -> None:
+    # any image backbone of timm
     timm = add_node(cfg.MODEL, "TIMM")
     add_default(timm, "BASE_NAME", "resnet50")  # any timm model that has features_only
     add_default(timm, "OUT_LEVELS", (3, 4, 5))  # 1-based feature levels given to the FPN
@@ -73,7 +80,8 @@ def add_common_config(cfg: CfgNode) -> None:
     add_default(bifpn, "OUT_CHANNELS", 160)  # channels of the pyramid
     add_default(bifpn, "SEPARABLE_CONV", False)  # depthwise separable convolutions
 
-    # Input
+
+def _add_input(cfg: CfgNode) -> None:
     # EfficientDetResizeCrop | ResizeShortestEdge | DETR; empty = detectron2's own
     add_default(cfg.INPUT, "CUSTOM_AUG", "")
     add_default(cfg.INPUT, "TRAIN_SIZE", 640)  # square side of EfficientDetResizeCrop, pixels
@@ -82,12 +90,13 @@ def add_common_config(cfg: CfgNode) -> None:
     add_default(cfg.INPUT, "TEST_INPUT_TYPE", "default")  # default = shortest edge | square
     add_default(cfg.INPUT, "MAX_PIXELS", 178_956_970)  # larger images are refused before decoding
     add_default(cfg.INPUT, "BAD_SAMPLE_POLICY", "skip")  # skip (count, log, replace) | raise
-    add_default(cfg.INPUT, "TRUST_FILES", False)  # go by the file where its size is not the record's
+    # go by the picture where its size is not the record's
+    add_default(cfg.INPUT, "TRUST_FILES", False)
     # share of skipped samples that stops training
     add_default(cfg.INPUT, "BAD_SAMPLE_LIMIT", 0.001)
 
-    # Solver
-    solver = cfg.SOLVER
+
+def _add_solver(solver: CfgNode) -> None:
     add_default(solver, "USE_CUSTOM_SOLVER", False)  # one group per parameter, multipliers, AdamW
     add_default(solver, "OPTIMIZER", "SGD")  # SGD | ADAMW
     add_default(solver, "BACKBONE_MULTIPLIER", 1.0)  # learning-rate factor of backbone parameters
@@ -96,7 +105,14 @@ def add_common_config(cfg: CfgNode) -> None:
     add_default(solver.AMP, "DTYPE", "float16")  # float16 (with loss scaling) | bfloat16
     add_default(solver, "RESET_ITER", False)  # start at iteration 0 from a resumed checkpoint
     add_default(solver, "TRAIN_ITER", -1)  # >=0: stop there while the schedule keeps MAX_ITER
-    add_default(cfg, "FIND_UNUSED_PARAM", True)  # DDP: batches may leave some heads unused
+    add_default(solver, "CHECKPOINT_KEEP_LAST", 0)  # periodic checkpoints to keep; 0 = all
+    # task/metric of the first test set, e.g. bbox/AP50: its best model is kept as model_best.pth
+    add_default(solver, "CHECKPOINT_KEEP_BEST", "")
+    add_default(solver, "CHECKPOINT_FAILURE", "stop")  # stop | continue when one cannot be saved
+    # steps without a finite loss to leave out before stopping
+    add_default(solver, "NONFINITE_SKIP", 0)
+    # look for NaN and inf in gradients, not only in losses
+    add_default(solver, "CHECK_GRADIENTS", True)
 
 
 def get_config() -> CfgNode:
