@@ -8,5 +8,7 @@ from detic_ext import config, config_checks, evaluation  # noqa: F401
 from detic_ext.data import multi_dataset_loader  # noqa: F401
 from detic_ext.modeling import meta_arch, roi_heads  # noqa: F401
 from detic_ext.modeling.centernet import detector, generator  # noqa: F401
+from detic_ext.modeling.deformable_detr import config_checks as _detr_checks  # noqa: F401
+from detic_ext.modeling.deformable_detr import meta_arch as _detr  # noqa: F401
 from ext_common.data import dataset_checks, loader  # noqa: F401
 from ext_common.modeling import bifpn, fpn, swin, timm_backbone  # noqa: F401

@@ -148,7 +148,7 @@ def _add_centernet(cfg: CfgNode) -> None:
 def _add_deformable_detr(node: CfgNode) -> None:
     # Deformable-DETR variant (section 11)
     add_default(node, "NUM_CLASSES", 80)  # classes of the class head
-    add_default(node, "FROZEN_WEIGHTS", "")  # published key, unused
+    add_default(node, "FROZEN_WEIGHTS", "")  # refused: there is no second set of weights
     add_default(node, "GIOU_WEIGHT", 2.0)  # factor of the GIoU loss
     add_default(node, "L1_WEIGHT", 5.0)  # factor of the L1 loss
     add_default(node, "CLS_WEIGHT", 2.0)  # factor of the class loss

@@ -14,9 +14,13 @@ from ext_common.errors import ConfigError
 from ext_common.registries import CONFIG_CHECK_REGISTRY
 from ext_common.text_encoder import HASH_ENCODER
 
-_META_ARCHITECTURES = ("CustomRCNN",)
+_RCNN = "CustomRCNN"
+_META_ARCHITECTURES = (_RCNN, "DeformableDetr")
 _PER_DATASET_KEYS = ("DATASET_RATIO", "USE_RFS", "DATASET_ANN")
-_PER_SIZE_KEYS = ("DATASET_BS", "DATASET_INPUT_SIZE", "DATASET_INPUT_SCALE")
+_PER_SIZE_KEYS = {
+    "EfficientDetResizeCrop": ("DATASET_BS", "DATASET_INPUT_SIZE", "DATASET_INPUT_SCALE"),
+    "ResizeShortestEdge": ("DATASET_BS", "DATASET_MIN_SIZES", "DATASET_MAX_SIZES"),
+}
 
 
 @CONFIG_CHECK_REGISTRY.register()
@@ -28,11 +32,14 @@ def check_detic(cfg: CfgNode, training: bool) -> None:
     """
     if cfg.MODEL.META_ARCHITECTURE not in _META_ARCHITECTURES:
         return
-    _check_head(cfg)
+    rcnn = cfg.MODEL.META_ARCHITECTURE == _RCNN
+    if rcnn:
+        _check_head(cfg)
     if training:
-        _check_dynamic_classifier(cfg)
+        if rcnn:
+            _check_dynamic_classifier(cfg)
+            _check_captions(cfg)
         _check_image_labels(cfg)
-        _check_captions(cfg)
         _check_lists(cfg)
 
 
@@ -189,7 +196,8 @@ def _check_lists(cfg: CfgNode) -> None:
     if loader.SAMPLER_TRAIN != "MultiDatasetSampler":
         return
     names = list(cfg.DATASETS.TRAIN)
-    keys = _PER_DATASET_KEYS + (_PER_SIZE_KEYS if loader.USE_DIFF_BS_SIZE else ())
+    sizes = _PER_SIZE_KEYS.get(cfg.INPUT.CUSTOM_AUG, ("DATASET_BS",))
+    keys = _PER_DATASET_KEYS + (sizes if loader.USE_DIFF_BS_SIZE else ())
     for key in keys:
         values: Sequence[Any] = loader[key]
         if len(values) < len(names):

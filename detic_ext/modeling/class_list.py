@@ -16,10 +16,9 @@ from torch import Tensor
 
 from detic_ext.losses.class_frequency import frequency_weight, image_counts, read_image_counts
 from ext_common.errors import DatasetError, VocabularyError, WeightsError
-from ext_common.stored_weights import read_weights
+from ext_common.recorded_vocabulary import recorded_vocabulary
 from ext_common.text_encoder import load_vocabulary
 from ext_common.vocabulary import Vocabulary
-from ext_common.vocabulary_files import NameSource, find_source
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ def training_vocabulary(cfg: CfgNode) -> Vocabulary | None:
     try:
         chosen = load_vocabulary(cfg)
     except (VocabularyError, DatasetError) as error:
-        chosen = _recorded_vocabulary(cfg, error)
+        chosen = recorded_vocabulary(cfg, error)
     head = cfg.MODEL.ROI_BOX_HEAD
     if chosen is not None or not head.USE_ZEROSHOT_CLS or head.ZEROSHOT_WEIGHT_PATH == RANDOM:
         return chosen
@@ -61,22 +60,6 @@ def training_vocabulary(cfg: CfgNode) -> Vocabulary | None:
         where=f"MODEL.ROI_BOX_HEAD.ZEROSHOT_WEIGHT_PATH {path}",
         fix="set MODEL.VOCABULARY to class names, or make the file as docs/vocabulary.md says",
     )
-
-
-def _recorded_vocabulary(cfg: CfgNode, problem: VocabularyError | DatasetError) -> Vocabulary:
-    """The vocabulary in the checkpoint, if what is missing is a dataset; else ``problem`` again."""
-    if find_source(cfg.MODEL.VOCABULARY)[0] is not NameSource.DATASET or not cfg.MODEL.WEIGHTS:
-        raise problem
-    recorded = read_weights(cfg.MODEL.WEIGHTS).vocabulary
-    if recorded is None:
-        raise problem
-    logger.warning(
-        "MODEL.VOCABULARY %s cannot be read (%s): the classes are those recorded in %s",
-        cfg.MODEL.VOCABULARY,
-        problem,
-        cfg.MODEL.WEIGHTS,
-    )
-    return Vocabulary.from_state_dict(recorded)
 
 
 def _names_from_datasets(cfg: CfgNode) -> tuple[str, ...] | None:
