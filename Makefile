@@ -24,7 +24,7 @@ demo: setup
 	$(PY) tools/run_demo.py --output $(OUTPUT)/demo
 
 demo-table: setup
-	$(PY) tools/run_demo.py --output $(OUTPUT)/demo --table
+	$(PY) tools/run_demo.py --output $(OUTPUT)/demo-table --table
 
 test: setup
 	$(PY) -m pytest tests -n auto --maxprocesses 8 $(PYTEST_ARGS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -13,8 +11,9 @@ from detic_ext.data.detic_mapper import build_detic_mapper
 from detic_ext.data.multi_dataset_sampler import multi_dataset_weights, source_repeat_factors
 from ext_common.data.batching import BatchPlan, batch_per_process
 from ext_common.data.loader import TrainLoader, loader_seed, make_train_loader, plain_plan
-from ext_common.data.records import Record, aspects, load_records, sources
+from ext_common.data.records import Records, aspects, load_records, sources
 from ext_common.data.sampling import IndexStream, WeightedStream
+from ext_common.data.training_records import TrainingRecords
 from ext_common.registries import TRAIN_LOADER_REGISTRY
 
 SAMPLER_NAME = "MultiDatasetSampler"
@@ -36,7 +35,7 @@ def build_multi_dataset_loader(cfg: CfgNode) -> TrainLoader:
     return make_train_loader(cfg, records, build_detic_mapper(cfg), plan)
 
 
-def grouped_plan(cfg: CfgNode, records: Sequence[Record], stream: IndexStream) -> BatchPlan:
+def grouped_plan(cfg: CfgNode, records: Records, stream: IndexStream) -> BatchPlan:
     """Batches of one dataset and one aspect each.
 
     A batch has ``DATASET_BS[source]`` images per process with ``USE_DIFF_BS_SIZE``, else
@@ -64,13 +63,13 @@ def groups_of(sources_N: NDArray[np.int64], aspects_N: NDArray[np.int64]) -> NDA
     return sources_N * 2 + aspects_N
 
 
-def _weights(cfg: CfgNode, records: Sequence[Record]) -> NDArray[np.float64]:
+def _weights(cfg: CfgNode, records: TrainingRecords) -> NDArray[np.float64]:
     options = cfg.DATALOADER
     count = len(cfg.DATASETS.TRAIN)
     sources_N = sources(records)
     factors_S = [
         source_repeat_factors(
-            [records[item] for item in np.flatnonzero(sources_N == source).tolist()],
+            records.of_source(source),
             options.DATASET_ANN[source],
             options.REPEAT_THRESHOLD,
         )

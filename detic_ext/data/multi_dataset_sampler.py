@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ext_common.data.sampling import box_labels, repeat_factors, tag_labels
+from ext_common.data.records import image_labels, object_classes
+from ext_common.data.sampling import repeat_factors
 from ext_common.errors import ConfigError, DatasetError
 
 
@@ -60,5 +61,5 @@ def source_repeat_factors(
     records: Sequence[Mapping[str, Any]], ann_type: str, threshold: float
 ) -> NDArray[np.float64]:
     """Repeat factors of one dataset's records: of its boxes, or else of its image labels."""
-    labels = box_labels if ann_type == "box" else tag_labels
-    return repeat_factors(map(labels, records), threshold)
+    labels = object_classes if ann_type == "box" else image_labels
+    return repeat_factors(labels(records), threshold)
