@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ext_common.atomic_file import writing
 from ext_common.errors import WeightsError
-from ext_common.weights_io import atomic_writer, load_tensors, save_tensors_atomic
+from ext_common.weights_io import load_tensors, save_tensors_atomic
 
 SIDE_FILE_SUFFIX = ".json"
 LAST_CHECKPOINT = "last_checkpoint"
@@ -66,17 +67,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: damaged, no weight file, or not a training checkpoint.
     """
-    side_file = side_file_of(path)
-    if side_file.is_file() and path.is_file():
-        # a damaged side file proves nothing; the archive has checksums of its own
-        expected = _read_record(side_file).get("sha256")
-        if expected is not None and expected != _sha256(path):
-            raise WeightsError("the content does not match its checksum", where=str(path))
+    if path.is_file() and not matches_side_file(path):
+        raise WeightsError("the content does not match its checksum", where=str(path))
     state = load_tensors(path)
     for key in ("model", "iteration"):
         if key not in state:
             raise WeightsError(f"no {key!r} in it: not a training checkpoint", where=str(path))
     return state
+
+
+def matches_side_file(path: Path, *, required: bool = False) -> bool:
+    """Whether a checkpoint has the checksum that its side file says.
+
+    Args:
+        path: the checkpoint.
+        required: what to answer where there is no usable side file is False. Otherwise such a file
+            proves nothing against the checkpoint, whose archive has checksums of its own.
+    """
+    expected = _read_record(side_file_of(path)).get("sha256")
+    if expected is None:
+        return not required
+    return bool(expected == _sha256(path))
 
 
 def read_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -118,6 +129,12 @@ def checkpoints_newest_first(folder: Path) -> list[Path]:
         or _NUMBERED.fullmatch(path.name)
     ]
     return sorted(found, key=_age, reverse=True)
+
+
+def numbered_newest_first(folder: Path) -> list[Path]:
+    """The checkpoints that were saved by period, by iteration."""
+    found = [path for path in folder.glob("*.pth") if _NUMBERED.fullmatch(path.name)]
+    return sorted(found, key=lambda path: path.name, reverse=True)
 
 
 def side_file_of(path: Path) -> Path:
@@ -167,7 +184,7 @@ def _read_record(side_file: Path) -> dict[str, Any]:
 
 
 def _write_text(path: Path, text: str) -> None:
-    with atomic_writer(path) as file:
+    with writing(path) as file:
         file.write(text.encode())
 
 

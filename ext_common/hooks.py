@@ -6,6 +6,7 @@ Shapes: K losses of one step, N steps since the last transfer.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from detectron2.engine import HookBase
@@ -15,6 +16,18 @@ from ext_common.train_step import StepLosses
 
 LOG_PERIOD = 20
 """Iterations between two reports, as in detectron2."""
+
+
+class SampleCounts(Protocol):
+    """What a loader's policy counts, see ``images.BadSamplePolicy``."""
+
+    @property
+    def attempts(self) -> int:
+        """Samples that this process tried to read."""
+
+    @property
+    def skipped(self) -> int:
+        """Samples that could not be read and were replaced."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +47,13 @@ class LossRecorder(HookBase):
 
     Args:
         period: iterations between transfers.
+        counts: bad samples of this process, if its loader counts them; in the metrics they are
+            ``bad_samples`` and ``bad_sample_share`` of all processes since the start.
     """
 
-    def __init__(self, period: int = LOG_PERIOD) -> None:
+    def __init__(self, period: int = LOG_PERIOD, counts: SampleCounts | None = None) -> None:
         self._period = period
+        self._counts = counts
         self._steps: list[_Step] = []
 
     def record(self, iteration: int, losses: StepLosses, data_time: float) -> None:
@@ -66,9 +82,11 @@ class LossRecorder(HookBase):
         mine = [
             (step.data_time, {name: next(values) for name in step.losses.names}) for step in steps
         ]
-        everyones = comm.gather(mine)
+        counts = (self._counts.skipped, self._counts.attempts) if self._counts else (0, 0)
+        gathered = comm.gather((mine, counts))
         if not comm.is_main_process():
             return
+        everyones = [of_process for of_process, _ in gathered]
         storage = self.trainer.storage
         now = storage.iter
         for step, of_step in zip(steps, zip(*everyones, strict=True), strict=True):
@@ -81,6 +99,12 @@ class LossRecorder(HookBase):
             if len(means) > 1:
                 storage.put_scalars(**means)
         storage.iter = now
+        if self._counts:
+            skipped = sum(of_process[0] for _, of_process in gathered)
+            attempts = sum(of_process[1] for _, of_process in gathered)
+            storage.put_scalar("bad_samples", skipped, smoothing_hint=False)
+            share = skipped / max(attempts, 1)
+            storage.put_scalar("bad_sample_share", share, smoothing_hint=False)
 
 
 def _means(losses: list[dict[str, float]]) -> dict[str, float]:

@@ -351,6 +351,11 @@ class BadSamplePolicy:
         """Samples skipped so far, by all workers that share these counts."""
         return int(self._counts_W2[:, 1].sum())
 
+    def metrics(self) -> dict[str, float]:
+        """``bad_samples`` and ``bad_sample_share`` so far, for the metrics of a training."""
+        skipped, attempts = self.skipped, self.attempts
+        return {"bad_samples": skipped, "bad_sample_share": skipped / max(attempts, 1)}
+
     def attempt(self, name: str | os.PathLike[str], load: Callable[[], T]) -> T | None:
         """Run ``load()`` for the sample ``name``.
 

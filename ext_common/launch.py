@@ -23,6 +23,7 @@ from detectron2.utils import comm
 
 from ext_common.cluster import JoinedProcess, find_joined_process
 from ext_common.errors import ExtError, LaunchError
+from ext_common.interruption import handing_on_signals
 from ext_common.worker_errors import ErrorBoard, rebuild_error
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
@@ -182,7 +183,7 @@ def _start_processes(
     plan: ProcessPlan,
     timeout: timedelta,
 ) -> None:
-    with ErrorBoard.create() as board:
+    with ErrorBoard.create() as board, handing_on_signals():
         try:
             if plan.device == "cuda":
                 _detectron2_launch(
@@ -261,6 +262,10 @@ def _prepare_process(device: str, local_rank: int) -> None:
     """Choose this process' GPU, or keep it to one CPU thread."""
     # from detectron2 0.6, with every object that processes exchange
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+    if sys.platform.startswith("linux"):
+        # a spawned process would spawn its loader workers too: a new interpreter for each, and a
+        # copy of the annotations instead of shared pages
+        mp.set_start_method("fork", force=True)
     if device == "cuda":
         # Slurm may show each task its own GPU only
         torch.cuda.set_device(local_rank % torch.cuda.device_count())

@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from ext_common.atomic_file import remove_leftovers
 from ext_common.checkpoint_files import LAST_CHECKPOINT, checkpoints_newest_first, side_file_of
 from ext_common.errors import ConfigError
 from ext_common.packages import PACKAGES
@@ -24,7 +25,7 @@ AUTO_FOLDER = "auto"
 
 METRICS_FILE = "metrics.json"
 _RUN_FILES = (METRICS_FILE, "results.json", LAST_CHECKPOINT, "config.yaml")
-_RUN_PATTERNS = ("log.txt*", "events.out.tfevents.*", "inference_*")
+_RUN_PATTERNS = ("log.txt*", "events.out.tfevents.*", "inference_*", "crash")
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,9 @@ def open_run_folder(folder: str | Path, *, resume: bool, overwrite: bool, traini
             where="OUTPUT_DIR",
             fix="choose another folder",
         ) from error
+    if training:  # one run per folder: nobody else is writing here
+        for path in remove_leftovers(folder):
+            logger.info("Removed %s, which a killed process left", path)
     if not training or resume:
         return
     if overwrite:

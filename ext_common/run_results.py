@@ -10,7 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ext_common.weights_io import atomic_writer
+from ext_common.atomic_file import writing
 
 RESULTS_FILE = "results.json"
 # single classes are in the file; a table has room for what summarises them
@@ -25,7 +25,7 @@ def write_results(results: Mapping[str, Mapping[str, Any]], folder: str | Path) 
     """
     path = Path(folder) / RESULTS_FILE
     text = json.dumps(_without_nan(results), indent=2)
-    with atomic_writer(path) as file:
+    with writing(path) as file:
         file.write(text.encode() + b"\n")
     return path
 

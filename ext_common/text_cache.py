@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ext_common.weights_io import atomic_writer
+from ext_common.atomic_file import writing
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def write_cached(file: Path, emb_CD: Tensor) -> None:
     """Store features; a folder that cannot be written costs a warning, not the run."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_writer(file) as stream:
+        with writing(file) as stream:
             np.savez(stream, embeddings=emb_CD.numpy().astype(np.float32))
     except OSError as error:
         logger.warning("Text features are not cached in %s: %s", file.parent, error)

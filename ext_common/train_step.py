@@ -1,14 +1,16 @@
-"""One optimisation step: forward, backward, and an update only if every loss is finite.
+"""One optimisation step: forward, backward, and an update only if losses and gradients are finite.
 
-Works without detectron2's trainer and without a cfg. The device is asked once per step whether the
-losses were finite, and not before the backward pass is queued; nothing else waits for it.
+Works without detectron2's trainer and without a cfg. The device is asked once per step whether all
+was finite, and not before the backward pass is queued; nothing else waits for it.
 
-Shapes: K losses of one step.
+Shapes: K losses of one step, F flags.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +21,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ext_common.errors import ConfigError, ExtError
+from ext_common.non_finite import NonFiniteStep, ProcessStep, gradient_norms, image_ids
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-_MOST_IMAGES_NAMED = 8
-
-
-class NonFiniteLossError(ExtError, FloatingPointError):
-    """A loss became NaN or infinite. The weights are those of the step before."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,26 @@ class Precision:
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.enabled)
 
 
+@dataclass(frozen=True)
+class StepOptions:
+    """What a step does apart from training.
+
+    Args:
+        find_unused_parameters: batches may leave parts of the model without gradient.
+        check_gradients: look for NaN and infinity in the gradients too. With float16 the scaler
+            does that itself: it skips the step and lowers the scale.
+        skip_non_finite: this many steps of a run are left out instead of ending it.
+        on_non_finite: told about every such step, in every process, before it ends the run.
+        stop_asked: whether this process was asked to end the run.
+    """
+
+    find_unused_parameters: bool = True
+    check_gradients: bool = True
+    skip_non_finite: int = 0
+    on_non_finite: Callable[[NonFiniteStep], None] | None = None
+    stop_asked: Callable[[], bool] = bool
+
+
 class TrainStep:
     """Runs training steps of a model that returns a dict of losses.
 
@@ -81,7 +101,11 @@ class TrainStep:
             DistributedDataParallel here; callers keep the plain model.
         optimizer: over the model's parameters; clipping belongs to its ``step``.
         precision: mixed precision and its scaler.
-        find_unused_parameters: batches may leave parts of the model without gradient.
+        options: see there.
+
+    Attributes:
+        stop_agreed: some process was asked to stop before the last step; the same everywhere.
+        skipped: steps left out so far.
     """
 
     def __init__(
@@ -89,11 +113,14 @@ class TrainStep:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         precision: Precision,
-        *,
-        find_unused_parameters: bool = True,
+        options: StepOptions | None = None,
     ) -> None:
         self.optimizer = optimizer
         self.precision = precision
+        self.options = options or StepOptions()
+        self.stop_agreed = False
+        self.skipped = 0
+        self._model = model
         self._losses: nn.Module = _StackedLosses(model)
         if comm.get_world_size() > 1:
             device = next(model.parameters()).device
@@ -101,42 +128,93 @@ class TrainStep:
                 self._losses,
                 device_ids=[device.index] if device.type == "cuda" else None,
                 broadcast_buffers=False,
-                find_unused_parameters=find_unused_parameters,
+                find_unused_parameters=self.options.find_unused_parameters,
             )
 
-    def __call__(self, batch: Any, iteration: int = 0) -> StepLosses:
+    def state_dict(self) -> dict[str, Any]:
+        """What has to be restored with the weights."""
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        self.skipped = int(state_dict["skipped"])
+
+    def __call__(self, batch: Any, iteration: int = 0) -> StepLosses | None:
         """Train on one batch.
 
         Args:
             batch: what the model takes; detectron2's list of dicts, for messages.
             iteration: for messages.
 
+        Returns:
+            The losses, or None where the step was left out because they were not finite.
+
         Raises:
-            NonFiniteLossError: in every process, if a loss of any process is not finite; no
-                process has updated its weights then.
+            NonFiniteLossError: in every process, if a loss or gradient of any process is not
+                finite; no process has updated its weights then.
             ExtError: the model returned something else than losses.
         """
-        with self.precision.autocast():
-            names, values_K = self._forward(batch, iteration)
-        detached_K = values_K.detach()
-        finite = _DelayedFlag(torch.isfinite(detached_K).all())
+        stop_asked = self.options.stop_asked()
         self.optimizer.zero_grad(set_to_none=True)
+        try:
+            with self.precision.autocast():
+                names, values_K = self._losses(batch)
+        except FloatingPointError as error:  # detectron2's proposal generators look themselves
+            # the other processes go on to exchange gradients: only a lone one can leave it out
+            self._leave_out(
+                self._describe({}, batch, iteration, reason=str(error)),
+                allowed=comm.get_world_size() == 1,
+            )
+            self.stop_agreed = stop_asked
+            return None
+        detached_K = values_K.detach()
+        agreement = _Agreement(torch.isfinite(detached_K).all(), go_on=not stop_asked)
         scaler = self.precision.scaler
         scaler.scale(values_K.sum()).backward()
-        if not finite.result():
-            raise _non_finite(names, detached_K, batch, iteration)
+        finite, go_on = agreement.result(self._gradients_finite())
+        self.stop_agreed = not go_on
+        if not finite:
+            losses = dict(zip(names, detached_K.tolist(), strict=True))
+            self._leave_out(self._describe(losses, batch, iteration))
+            return None
         scaler.step(self.optimizer)
         scaler.update()
         return StepLosses(names, detached_K)
 
-    def _forward(self, batch: Any, iteration: int) -> tuple[tuple[str, ...], Tensor]:
-        try:
-            names, values_K = self._losses(batch)
-        except FloatingPointError as error:  # detectron2's proposal generators look themselves
-            raise NonFiniteLossError(
-                f"{error} Iteration {iteration}.", where=_images(batch), fix=_ADVICE
-            ) from error
-        return names, values_K
+    def _gradients_finite(self) -> Tensor | None:
+        """On the device, and the same in all processes, which share their gradients by now."""
+        if not self.options.check_gradients or self.precision.scaler.is_enabled():
+            return None
+        found = [p.grad for p in self._model.parameters() if p.grad is not None]
+        # the largest magnitude: squares of large finite numbers would overflow
+        return torch.isfinite(nn.utils.get_total_norm(found, math.inf)) if found else None
+
+    def _describe(
+        self, losses: dict[str, float], batch: Any, iteration: int, reason: str = ""
+    ) -> NonFiniteStep:
+        mine = ProcessStep(losses, image_ids(batch))
+        return NonFiniteStep(
+            iteration=iteration,
+            # after an error of the model the others do not come here
+            processes=(mine,) if reason else tuple(comm.all_gather(mine)),
+            gradient_norms=gradient_norms(self._model, self.precision.scaler.get_scale()),
+            learning_rates=tuple(group["lr"] for group in self.optimizer.param_groups),
+            reason=reason,
+        )
+
+    def _leave_out(self, step: NonFiniteStep, *, allowed: bool = True) -> None:
+        if self.options.on_non_finite is not None:
+            self.options.on_non_finite(step)
+        if not allowed or self.skipped >= self.options.skip_non_finite:
+            raise step.error()
+        self.skipped += 1
+        logger.warning(
+            "Step left out (%d of at most %d): %s",
+            self.skipped,
+            self.options.skip_non_finite,
+            step.error(),
+        )
+        self.optimizer.zero_grad(set_to_none=True)
 
 
 class _StackedLosses(nn.Module):
@@ -168,75 +246,45 @@ class _StackedLosses(nn.Module):
         return names, values_K
 
 
-class _DelayedFlag:
-    """A boolean on the device, agreed on by all processes, read later without a full stop.
+class _Agreement:
+    """Are all losses finite, does nobody ask to stop: agreed on by all processes, read later.
 
     On a GPU the exchange and the copy to the host run beside the main stream. When :meth:`result`
     is called the backward pass is queued, so the device goes on working while the host waits.
     """
 
-    def __init__(self, flag: Tensor) -> None:
-        self._number = flag.to(torch.float32)  # kept alive until it is read
+    def __init__(self, finite: Tensor, *, go_on: bool) -> None:
+        number = finite.to(torch.float32)
+        self._flags_F = torch.stack([number, torch.full_like(number, float(go_on))])
+        if finite.device.type == "cuda":
+            # before the backward pass is queued
+            self._ready = torch.cuda.Event()
+            self._ready.record()
         self._work = None
         if comm.get_world_size() > 1:
-            self._work = dist.all_reduce(self._number, op=dist.ReduceOp.MIN, async_op=True)
-        self._copied: torch.cuda.Event | None = None
-        if flag.device.type == "cuda":
-            self._copy_beside()
+            self._work = dist.all_reduce(self._flags_F, op=dist.ReduceOp.MIN, async_op=True)
 
-    def _copy_beside(self) -> None:
+    def result(self, gradients_finite: Tensor | None) -> tuple[bool, bool]:
+        """Both answers; without gradients to wait for, the host waits for the losses only."""
+        if gradients_finite is None and self._flags_F.device.type == "cuda":
+            return self._read_beside()
+        if self._work is not None:
+            self._work.wait()
+        finite, go_on = self._flags_F
+        if gradients_finite is not None:
+            finite = finite * gradients_finite
+        code = int(2 * finite + go_on)  # one number, one transfer
+        return code >= 2, code % 2 == 1
+
+    def _read_beside(self) -> tuple[bool, bool]:
         stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        on_host = torch.empty((), dtype=torch.float32, pin_memory=True)
+        stream.wait_event(self._ready)
+        on_host_F = torch.empty(2, dtype=torch.float32, pin_memory=True)
         with torch.cuda.stream(stream):
             if self._work is not None:
                 self._work.wait()  # of this stream, not of the host
-            on_host.copy_(self._number, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
-        self._on_host = on_host
-
-    def result(self) -> bool:
-        if self._copied is not None:
-            self._copied.synchronize()
-            return bool(self._on_host)
-        if self._work is not None:
-            self._work.wait()
-        return bool(self._number)
-
-
-_ADVICE = "lower SOLVER.BASE_LR, clip gradients, or look at the annotations of these images"
-
-
-def _non_finite(
-    names: Sequence[str], values_K: Tensor, batch: Any, iteration: int
-) -> NonFiniteLossError:
-    """The same error in every process; it names the first process whose losses are not finite."""
-    mine = (dict(zip(names, values_K.tolist(), strict=True)), _images(batch))
-    for rank, (losses, images) in enumerate(comm.all_gather(mine)):
-        total = sum(losses.values())
-        if total - total != 0:  # NaN or infinite
-            shown = ", ".join(f"{name}={value:.4g}" for name, value in losses.items())
-            place = f"process {rank}, {images}" if comm.get_world_size() > 1 else images
-            return NonFiniteLossError(
-                f"non-finite loss at iteration {iteration}: {shown}", where=place, fix=_ADVICE
-            )
-    return NonFiniteLossError(f"non-finite loss at iteration {iteration}", fix=_ADVICE)
-
-
-def _images(batch: Any) -> str:
-    """Which images are in a batch, as short text."""
-    if not isinstance(batch, Sequence):
-        return "a batch without image ids"
-    ids = [
-        str(item.get("image_id", item.get("file_name", "?")))
-        for item in batch
-        if isinstance(item, Mapping)
-    ]
-    rest = len(ids) - _MOST_IMAGES_NAMED
-    more = f" and {rest} more" if rest > 0 else ""
-    return (
-        f"images {', '.join(ids[:_MOST_IMAGES_NAMED])}{more}"
-        if ids
-        else "a batch without image ids"
-    )
+            on_host_F.copy_(self._flags_F, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+        copied.synchronize()
+        return bool(on_host_F[0]), bool(on_host_F[1])

@@ -21,12 +21,17 @@ from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 from ext_common.checkpoint import Checkpointer, load_model_weights, unwrap_model
-from ext_common.errors import DatasetError, ExtError
+from ext_common.checkpoint_hooks import CheckpointHook, HookStates, KeepBest
+from ext_common.crash_report import write_crash_report
+from ext_common.errors import ConfigError, DatasetError, ExtError
 from ext_common.hooks import LOG_PERIOD, LossRecorder
+from ext_common.interruption import StopRequest
+from ext_common.loader_faults import explain_dead_worker
+from ext_common.non_finite import NonFiniteStep, image_ids
 from ext_common.registries import TRAIN_LOADER_REGISTRY
 from ext_common.solver import build_lr_scheduler, build_optimizer
 from ext_common.train_state import RandomState
-from ext_common.train_step import Precision, TrainStep
+from ext_common.train_step import Precision, StepOptions, TrainStep
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +59,7 @@ class ExtTrainer(TrainerBase):
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
         self.results: Results = {}
+        self.stop = StopRequest()
         set_backends(cfg)
         seed = shared_seed(cfg.SEED)
         seed_all_rng(seed)  # the same initial weights, buffers included, in every process
@@ -70,16 +76,24 @@ class ExtTrainer(TrainerBase):
         )
         self.data_loader = build_train_loader(cfg)
         self._batches: Iterator[Any] | None = None
+        self._last_images: tuple[str, ...] = ()
         self.train_step = TrainStep(
             self.model,
             self.optimizer,
             precision,
-            find_unused_parameters=cfg.FIND_UNUSED_PARAM,
+            StepOptions(
+                find_unused_parameters=cfg.FIND_UNUSED_PARAM,
+                check_gradients=cfg.SOLVER.CHECK_GRADIENTS,
+                skip_non_finite=cfg.SOLVER.NONFINITE_SKIP,
+                on_non_finite=self._report_non_finite,
+                stop_asked=lambda: self.stop.asked,
+            ),
         )
         parts: dict[str, Any] = {
             "optimizer": self.optimizer,
             "scheduler": self.scheduler,
             "scaler": precision.scaler,
+            "train_step": self.train_step,
         }
         if hasattr(self.data_loader, "state_dict"):
             parts["loader"] = self.data_loader
@@ -87,8 +101,9 @@ class ExtTrainer(TrainerBase):
             self.model, cfg.OUTPUT_DIR, parts=parts, process_parts={"random": RandomState()}
         )
         self.max_iter = last_iteration(cfg)
-        self._recorder = LossRecorder()
+        self._recorder = LossRecorder(counts=getattr(self.data_loader, "policy", None))
         self.register_hooks(self.build_hooks())
+        self.checkpointer.parts["hooks"] = HookStates(self._hooks)
 
     def build_hooks(self) -> list[Any]:
         """The hooks, in the order in which they run."""
@@ -108,10 +123,25 @@ class ExtTrainer(TrainerBase):
             made.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, batches, count))
         made.append(
             # in every process: each gives its random generators' state
-            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+            CheckpointHook(
+                self.checkpointer,
+                cfg.SOLVER.CHECKPOINT_PERIOD,
+                keep_last=cfg.SOLVER.CHECKPOINT_KEEP_LAST,
+                on_failure=cfg.SOLVER.CHECKPOINT_FAILURE,
+                stop=self._agreed_stop,
+            )
         )
         if cfg.DATASETS.TEST:
             made.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate_model))
+        if cfg.SOLVER.CHECKPOINT_KEEP_BEST:
+            if not cfg.DATASETS.TEST:
+                raise ConfigError(
+                    "there is no test set whose scores could be compared",
+                    where="SOLVER.CHECKPOINT_KEEP_BEST",
+                    fix="name one in DATASETS.TEST",
+                )
+            metric = cfg.SOLVER.CHECKPOINT_KEEP_BEST
+            made.append(KeepBest(self.checkpointer, metric, lambda: self.results))
         if comm.is_main_process():
             writers = default_writers(cfg.OUTPUT_DIR, self.max_iter)
             made.append(hooks.PeriodicWriter(writers, period=LOG_PERIOD))
@@ -131,7 +161,7 @@ class ExtTrainer(TrainerBase):
         """
         restart = self.cfg.SOLVER.RESET_ITER
         hyper = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
-        skip = ("scheduler", "loader", "random") if restart else ()
+        skip = ("scheduler", "loader", "random", "train_step", "hooks") if restart else ()
         rest = self.checkpointer.resume(skip=skip) if resume else None
         if rest is None:
             if self.cfg.MODEL.WEIGHTS:
@@ -151,28 +181,48 @@ class ExtTrainer(TrainerBase):
 
         Raises:
             ExtError: bad data, non-finite losses, a disk that is full.
+            TrainingInterrupted: after SIGTERM or SIGINT, when the checkpoint is saved.
         """
         if self.start_iter >= self.max_iter:
             logger.info("Nothing left to train: %d iterations are done", self.start_iter)
             if self.cfg.DATASETS.TEST:
                 self.results = evaluate(self.cfg, self.model)
             return
-        with _expected_errors_without_traceback():
-            super().train(self.start_iter, self.max_iter)
+        with _expected_errors_without_traceback(), self.stop.listening():
+            try:
+                super().train(self.start_iter, self.max_iter)
+            finally:
+                self._batches = None  # loader workers end here, not when the program does
 
     def run_step(self) -> None:
         """One batch: detectron2's loop calls this."""
         start = time.perf_counter()
         if self._batches is None:
             self._batches = iter(self.data_loader)
-        batch = next(self._batches, None)
+        with explain_dead_worker(self.iter, self._last_images):
+            batch = next(self._batches, None)
         if batch is None:
             raise DatasetError(
                 f"the training loader ended before iteration {self.iter}",
                 fix="a training loader must not end: see TRAIN_LOADER_REGISTRY in docs/training.md",
             )
+        self._last_images = image_ids(batch)
         data_time = time.perf_counter() - start
-        self._recorder.record(self.iter, self.train_step(batch, self.iter), data_time)
+        losses = self.train_step(batch, self.iter)
+        if losses is not None:
+            self._recorder.record(self.iter, losses, data_time)
+
+    def _report_non_finite(self, step: NonFiniteStep) -> None:
+        # an error that only one process has is written by that one
+        if comm.is_main_process() or step.reason:
+            write_crash_report(step, self.cfg, rank=comm.get_rank())
+
+    def _agreed_stop(self) -> str:
+        """The signal to stop for, once all processes know; then the metrics are handed over."""
+        if not self.train_step.stop_agreed:
+            return ""
+        self._recorder.flush()
+        return self.stop.signal_name or "a signal to another process"
 
     def after_train(self) -> None:
         """Run the hooks' last part; after an error only those that close files."""
@@ -205,14 +255,15 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> Results:
     """
     from ext_common.data.loader import build_test_loader
     from ext_common.evaluation.build import build_evaluator
+    from ext_common.evaluation.vocabularies import with_test_vocabularies
 
     model = unwrap_model(model)
     results: Results = OrderedDict()
-    for name in cfg.DATASETS.TEST:
+    for name, tested in with_test_vocabularies(cfg, model):
         folder = Path(cfg.OUTPUT_DIR) / f"inference_{name}"
         # before the loader: an unknown dataset or evaluator is told without reading images
         evaluator = build_evaluator(cfg, name, str(folder))
-        scores = inference_on_dataset(model, build_test_loader(cfg, name), evaluator)
+        scores = inference_on_dataset(tested, build_test_loader(cfg, name), evaluator)
         if scores:
             results[name] = dict(scores)
     return results

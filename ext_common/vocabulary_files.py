@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ext_common.atomic_file import writing
 from ext_common.errors import ExtError, VocabularyError, WeightsError
-from ext_common.weights_io import atomic_writer, load_plain
+from ext_common.weights_io import load_plain
 
 DATASET_PREFIX = "dataset:"
 NAME_SUFFIXES = (".txt", ".json")
@@ -178,7 +179,7 @@ def write_npz(
     if prompts is not None:
         arrays["prompts"] = np.array(prompts, np.str_)
     try:
-        with atomic_writer(path) as file:
+        with writing(path) as file:
             np.savez(file, allow_pickle=False, **arrays)
     except OSError as error:
         raise WeightsError(

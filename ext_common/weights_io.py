@@ -7,19 +7,16 @@ plain pickles (detectron2's model zoo).
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
-import secrets
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
 
+from ext_common.atomic_file import writing
 from ext_common.errors import WeightsError
 from ext_common.safe_pickle import RefusedGlobalError, load_plain_pickle
 from ext_common.torchscript_archive import is_torchscript, read_torchscript
@@ -144,38 +141,6 @@ def _damaged(path: Path, error: Exception) -> WeightsError:
     )
 
 
-@contextmanager
-def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that appears under its name complete or not at all.
-
-    The bytes go to a temporary file in the same folder, reach the disk, then take the name; if the
-    block raises, the temporary file is removed and what was there before stays.
-    """
-    path = Path(path).expanduser()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name itself durable, where folders can be synchronised (not on Windows)."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def save_tensors_atomic(obj: Any, path: str | Path) -> None:
     """Save tensors and plain values so that ``path`` is never seen half written.
 
@@ -190,7 +155,7 @@ def save_tensors_atomic(obj: Any, path: str | Path) -> None:
     """
     path = Path(path).expanduser()
     try:
-        with atomic_writer(path) as file:
+        with writing(path) as file:
             if path.suffix == ".safetensors":
                 file.write(save({name: tensor.contiguous() for name, tensor in obj.items()}))
             else:

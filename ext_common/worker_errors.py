@@ -21,6 +21,7 @@ import torch.multiprocessing as mp
 
 from ext_common import errors
 from ext_common.errors import ExtError, LaunchError
+from ext_common.interruption import TrainingInterrupted
 
 # what gloo, NCCL and the store say when the process at the other end is gone
 _LOST_CONNECTION = re.compile(r"connection|peer|nccl|broken pipe|store", re.IGNORECASE)
@@ -115,8 +116,9 @@ def rebuild_error(board: ErrorBoard, ended: Exception) -> ExtError:
     if "killed" in record:
         return _killed(where, record["killed"])
     if record["ours"]:
-        # a kind defined elsewhere than in errors.py stays an ExtError
-        kind = getattr(errors, record["kind"], ExtError)
+        # other kinds defined elsewhere than in errors.py stay an ExtError
+        kinds = {**vars(errors), TrainingInterrupted.__name__: TrainingInterrupted}
+        kind = kinds.get(record["kind"], ExtError)
         if record["where"]:
             where = f"{where}: {record['where']}"
         error: ExtError = kind(record["what"], where=where, fix=record["fix"])

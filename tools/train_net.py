@@ -25,6 +25,7 @@ from ext_common.checkpoint import Checkpointer, load_model_weights
 from ext_common.config import load_config, validate_config
 from ext_common.data.dataset_registry import register_from_config
 from ext_common.errors import ConfigError, ExtError
+from ext_common.interruption import INTERRUPTED_CODE, TrainingInterrupted
 from ext_common.launch import launch, run_on_main, usable_device
 from ext_common.run_folder import open_run_folder, resolve_output_dir, start_logging
 from ext_common.run_results import results_table, write_results
@@ -134,8 +135,8 @@ def main(words: list[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        Exit code: 0 done, 1 error (explained in the last line of stderr), 2 wrong usage, 130
-        interrupted.
+        Exit code: 0 done, 1 error (explained in the last line of stderr), 2 wrong usage, 75 stopped
+        by SIGTERM or SIGINT after saving a checkpoint, 130 interrupted at once.
     """
     args = parse_arguments(sys.argv[1:] if words is None else words)
     try:
@@ -144,6 +145,8 @@ def main(words: list[str] | None = None) -> int:
         launch(run, args, device=device)
     except KeyboardInterrupt:
         return fail("interrupted", 130)
+    except TrainingInterrupted as error:
+        return fail(str(error), INTERRUPTED_CODE)
     except Exception as error:
         expected = isinstance(error, ExtError)
         if args.debug or not expected or isinstance(error, WorkerCrash):

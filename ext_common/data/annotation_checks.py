@@ -1,33 +1,35 @@
 """Checks of COCO- and LVIS-style content: every problem of a kind at once, the first ten by id.
 
-Legend: A annotations, ``boxes_A4`` XYWH in absolute pixels (the JSON's own order).
+The loaders, the index and ``tools/prepare_data.py check`` all use these; what can be told from one
+entry alone is checked where it is collected (:mod:`image_columns`, :mod:`annotation_columns`).
+
+Legend: A annotations, N images, C classes; ``boxes_A4`` XYWH in absolute pixels.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ext_common.data import problem_kinds as kinds
+from ext_common.data.annotation_columns import AnnotationColumns
+from ext_common.data.findings import SHOWN, Findings
+from ext_common.data.id_column import IdColumn
+from ext_common.data.image_columns import ImageColumns
 from ext_common.errors import DatasetError
 
-logger = logging.getLogger(__name__)
-
-Record = Mapping[str, Any]
 BAD_BOX_POLICIES = ("error", "drop", "clip")
-_SHOWN = 10
 _LVIS_V1_CLASSES = 1203
 
 
 def first_ten(items: Sequence[object]) -> str:
     """The first ten of a list of ids or messages, and whether there are more."""
-    return ", ".join(str(item) for item in items[:_SHOWN]) + (
-        ", ..." if len(items) > _SHOWN else ""
-    )
+    return ", ".join(str(item) for item in items[:SHOWN]) + (", ..." if len(items) > SHOWN else "")
 
 
 def refuse(problems: Sequence[object], what: str, *, where: str, fix: str = "") -> None:
@@ -36,18 +38,21 @@ def refuse(problems: Sequence[object], what: str, *, where: str, fix: str = "") 
         raise DatasetError(f"{len(problems)} {what}: {first_ten(problems)}", where=where, fix=fix)
 
 
-def records_of(content: Mapping[str, Any], field: str, *, where: str) -> list[dict[str, Any]]:
-    """The list of records under ``field``.
+def records_of(content: Mapping[str, Any], field: str, *, where: str) -> list[Any]:
+    """The list under ``field``.
 
     Raises:
-        DatasetError: missing, or not a list of objects.
+        DatasetError: missing, or not a list.
     """
     records = content.get(field)
     if not isinstance(records, list):
-        raise DatasetError(f"no list {field!r}", where=where, fix="use the COCO or LVIS layout")
-    strange = [place for place, record in enumerate(records) if not isinstance(record, dict)]
-    refuse(strange, f"entries of {field!r} that are not objects, at", where=where)
+        raise no_list(field, where)
     return records
+
+
+def no_list(field: str, where: str) -> DatasetError:
+    """The error for content without the list ``field``."""
+    return DatasetError(f"no list {field!r}", where=where, fix="use the COCO or LVIS layout")
 
 
 def contiguous_ids(categories: Sequence[Any], *, where: str) -> dict[int, int]:
@@ -63,12 +68,13 @@ def contiguous_ids(categories: Sequence[Any], *, where: str) -> dict[int, int]:
         place
         for place, category in enumerate(categories)
         if not isinstance(category, dict)
-        or not isinstance(category.get("id"), int)
+        or type(category.get("id")) is not int
         or not isinstance(category.get("name"), str)
     ]
     refuse(incomplete, "categories without an integer 'id' and a 'name', at", where=where)
     ids = [category["id"] for category in categories]
-    refuse(duplicates(ids), "category ids given twice", where=where)
+    twice = [key for key, count in Counter(ids).items() if count > 1]
+    refuse(twice, "category ids given twice", where=where)
     if len(ids) == _LVIS_V1_CLASSES and sorted(ids) != list(range(1, _LVIS_V1_CLASSES + 1)):
         raise DatasetError(
             "1203 categories, as LVIS v1 has, but their ids are not 1..1203",
@@ -78,216 +84,149 @@ def contiguous_ids(categories: Sequence[Any], *, where: str) -> dict[int, int]:
     return {category_id: index for index, category_id in enumerate(sorted(ids))}
 
 
-def duplicates(ids: Sequence[Any]) -> list[Any]:
-    """The ids that stand more than once, in order."""
-    if len(set(ids)) == len(ids):
-        return []
-    return [key for key, count in Counter(ids).items() if count > 1]
+def check_images(images: ImageColumns, classes: Mapping[int, int], findings: Findings) -> None:
+    """Ids are unique and of one type; labels are known classes.
 
-
-def check_images(images: Sequence[Record], *, where: str) -> None:
-    """Ids are unique and of one type; sizes are positive integers.
-
-    Raises:
-        DatasetError: otherwise.
+    Args:
+        images: all of them.
+        classes: contiguous index by category id.
+        findings: where problems are noted.
     """
-    without = [place for place, image in enumerate(images) if not _is_id(image.get("id"))]
-    refuse(without, "images without an 'id', at", where=where)
-    ids = [image["id"] for image in images]
-    if len({type(key) for key in ids}) > 1:
-        raise DatasetError("image ids are partly numbers and partly text", where=where)
-    refuse(duplicates(ids), "image ids given twice", where=where)
-    unsized = [
-        image["id"]
-        for image in images
-        if not all(_is_size(image.get(side)) for side in ("height", "width"))
+    findings.add_all(kinds.IMAGE_ID_TWICE, images.ids.repeated(), images.ids.__getitem__)
+    texts_N = images.ids.of_type(str)
+    numbers_N = images.ids.of_type(int)
+    if texts_N.any() and numbers_N.any():
+        fewer_N = texts_N if texts_N.sum() < numbers_N.sum() else numbers_N
+        findings.add_all(
+            kinds.IMAGE_IDS_MIXED, np.flatnonzero(fewer_N).tolist(), images.ids.__getitem__
+        )
+    unknown_L = np.flatnonzero(class_indices(images.labels_L, classes) < 0)
+    owners_L = np.searchsorted(images.label_starts_N1, unknown_L, side="right") - 1
+    names = [
+        f"{images.ids[int(owner)]} (category {images.labels_L[label]})"
+        for owner, label in zip(owners_L[:SHOWN], unknown_L[:SHOWN], strict=True)
     ]
-    refuse(unsized, "images without a positive integer 'height' and 'width'", where=where)
+    findings.add_all(kinds.LABEL_UNKNOWN, range(len(unknown_L)), names.__getitem__)
+    for category_id, (count, first) in images.negative.items():
+        if category_id not in classes:
+            shown = [f"{image_id} (category {category_id})" for image_id in first]
+            findings.add_all(kinds.LABEL_UNKNOWN, range(count), shown.__getitem__)
 
 
-def check_references(
-    annotations: Sequence[Record], images: Mapping[Any, Any], classes: Mapping[int, int], where: str
-) -> None:
-    """Annotation ids are unique; their images and categories exist.
+@dataclass(frozen=True)
+class ResolvedAnnotations:
+    """What annotations refer to, and which of them can be used.
 
-    Raises:
-        DatasetError: otherwise.
+    Args:
+        image_A: int64 [A], place of the image; -1 where it is unknown.
+        class_A: int64 [A], contiguous class index; -1 where it is unknown.
+        usable_A: bool [A], no crowd and no problem (boxes that are partly outside are usable).
     """
-    ids = [annotation["id"] for annotation in annotations if "id" in annotation]
-    refuse(duplicates(ids), "annotation ids given twice", where=where)
-    lost = [named(entry) for entry in annotations if entry.get("image_id") not in images]
-    refuse(lost, "annotations of images that are not in 'images'", where=where)
-    unknown = [
-        f"{named(entry)} (category {entry.get('category_id')})"
-        for entry in annotations
-        if entry.get("category_id") not in classes
-    ]
-    refuse(unknown, "annotations with a category that is not in 'categories'", where=where)
+
+    image_A: NDArray[np.int64]
+    class_A: NDArray[np.int64]
+    usable_A: NDArray[np.bool_]
 
 
-def named(annotation: Record) -> str:
-    """How messages name an annotation: its id, or its image where it has none."""
-    if "id" in annotation:
-        return str(annotation["id"])
-    return f"(no id, of image {annotation.get('image_id')})"
-
-
-def checked_boxes(
-    annotations: Sequence[Record], images: Mapping[Any, Record], *, policy: str, where: str
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Boxes of annotations whose images exist.
+def check_annotations(
+    annotations: AnnotationColumns,
+    images: ImageColumns,
+    classes: Mapping[int, int],
+    findings: Findings,
+) -> ResolvedAnnotations:
+    """Ids are unique, images and categories exist, boxes lie in their images.
 
     A box is bad where it is not finite, has no width or height, or lies wholly outside its image.
     A box that is partly outside is good: the mapper clips it after augmentation.
-
-    Args:
-        policy: "error"; "drop" = bad boxes are left out and logged; "clip" = finite boxes are also
-            cut at the image's border.
-
-    Returns:
-        ``boxes_A4`` and ``keep_A``, False for the boxes that are left out.
-
-    Raises:
-        DatasetError: a ``bbox`` that is not four numbers, or a bad box with "error"; annotations
-            and images are named by id.
     """
-    boxes_A4 = _as_array(annotations, where)
-    sizes_A2 = np.array(
-        [(images[a["image_id"]]["width"], images[a["image_id"]]["height"]) for a in annotations],
-        dtype=np.float64,
-    ).reshape(-1, 2)
+    proper_A = np.ones(len(annotations), dtype=bool)
+    proper_A[sorted(annotations.strange)] = False
+    repeated = annotations.ids.repeated()
+    findings.add_all(kinds.ANNOTATION_ID_TWICE, repeated, annotations.ids.__getitem__)
+    image_A = images.ids.find(annotations.image_ids)
+    lost_A = proper_A & (image_A < 0)
+    findings.add_all(kinds.ANNOTATION_WITHOUT_IMAGE, _places(lost_A), annotations.name)
+    class_A = _classes_of(annotations.category_ids, classes)
+    findings.add_all(
+        kinds.CATEGORY_UNKNOWN,
+        _places(proper_A & (class_A < 0)),
+        lambda place: f"{annotations.name(place)} (category {annotations.category_ids[place]})",
+    )
+    usable_A = annotations.boxed_A & (image_A >= 0) & (class_A >= 0)
+    usable_A[repeated] = False
+    usable_A &= _check_boxes(annotations, images, image_A, findings)
+    return ResolvedAnnotations(image_A, class_A, usable_A)
+
+
+def class_indices(
+    category_ids: NDArray[np.integer[Any]], classes: Mapping[int, int]
+) -> NDArray[np.int64]:
+    """Contiguous class index of category ids, -1 for unknown ones."""
+    known_C = np.array(sorted(classes), dtype=np.int64)
+    near = np.minimum(np.searchsorted(known_C, category_ids), len(known_C) - 1)
+    return np.where(known_C[near] == category_ids, near, -1)
+
+
+def clipped_box(box: Sequence[float], width: int, height: int) -> list[float]:
+    """The part of an XYWH box that lies in the image, XYWH."""
+    left, top = max(box[0], 0), max(box[1], 0)
+    return [left, top, min(box[0] + box[2], width) - left, min(box[1] + box[3], height) - top]
+
+
+def _classes_of(category_ids: IdColumn, classes: Mapping[int, int]) -> NDArray[np.int64]:
+    numbers_A = category_ids.numbers_N
+    if numbers_A is not None:
+        return class_indices(numbers_A, classes)
+    by_id: dict[Any, int] = dict(classes)
+    found = (by_id.get(category_ids[place], -1) for place in range(len(category_ids)))
+    return np.fromiter(found, dtype=np.int64, count=len(category_ids))
+
+
+def _check_boxes(
+    annotations: AnnotationColumns,
+    images: ImageColumns,
+    image_A: NDArray[np.int64],
+    findings: Findings,
+) -> NDArray[np.bool_]:
+    """bool [A]: good boxes of annotations whose image exists and has a size."""
+    boxes_A4 = annotations.boxes_A4
+    if not len(images):
+        return np.zeros(len(annotations), dtype=bool)
+    widths_A, heights_A = images.widths_N[image_A], images.heights_N[image_A]
+    judged_A = annotations.boxed_A & (image_A >= 0) & (widths_A > 0)
     finite_A = np.isfinite(boxes_A4).all(axis=1)
-    empty_A = finite_A & (boxes_A4[:, 2:] <= 0).any(axis=1)
-    with np.errstate(invalid="ignore"):
-        far_A = (boxes_A4[:, :2] >= sizes_A2) | (boxes_A4[:, :2] + boxes_A4[:, 2:] <= 0)
-    outside_A = finite_A & ~empty_A & far_A.any(axis=1)
-    keep_A: NDArray[np.bool_] = np.asarray(finite_A & ~empty_A & ~outside_A)
-    problems = [
-        f"{named(annotations[place])} of image {annotations[place]['image_id']} ({kind})"
-        for kind, bad_A in (
-            ("not finite", ~finite_A),
-            ("empty or negative", empty_A),
-            ("outside", outside_A),
+    with np.errstate(invalid="ignore", over="ignore"):
+        empty_A = (boxes_A4[:, 2] <= 0) | (boxes_A4[:, 3] <= 0)
+        right_A, bottom_A = boxes_A4[:, 0] + boxes_A4[:, 2], boxes_A4[:, 1] + boxes_A4[:, 3]
+        outside_A = (
+            (boxes_A4[:, 0] >= widths_A)
+            | (boxes_A4[:, 1] >= heights_A)
+            | (right_A <= 0)
+            | (bottom_A <= 0)
         )
-        for place in np.flatnonzero(bad_A).tolist()
-    ]
-    if policy == "error":
-        fix = "repair them, or set bad_boxes: drop or clip"
-        refuse(problems, "annotations with a bad box", where=where, fix=fix)
-    elif problems:
-        logger.warning(
-            "%s: left out %d annotations with a bad box: %s",
-            where,
-            len(problems),
-            first_ten(problems),
+        over_A = (
+            (boxes_A4[:, 0] < 0)
+            | (boxes_A4[:, 1] < 0)
+            # converted annotations are often off by rounding; half a pixel is no mistake
+            | (right_A > widths_A + 0.5)
+            | (bottom_A > heights_A + 0.5)
         )
-    if policy == "clip":
-        boxes_A4 = _clipped(boxes_A4, sizes_A2, keep_A)
-    return boxes_A4, keep_A
+    good_A = judged_A & finite_A & ~empty_A & ~outside_A
+    for kind, label, bad_A in (
+        (kinds.BOX_NOT_FINITE, "not finite", judged_A & ~finite_A),
+        (kinds.BOX_EMPTY, "empty or negative", judged_A & finite_A & empty_A),
+        (kinds.BOX_OUTSIDE, "outside", judged_A & finite_A & ~empty_A & outside_A),
+        (kinds.BOX_OVER_EDGE, "over the edge", good_A & over_A),
+    ):
+        findings.add_all(kind, _places(bad_A), _box_namer(annotations, label))
+    return good_A
 
 
-def check_polygons(annotations: Sequence[Record], *, where: str) -> None:
-    """Polygons have pairs of coordinates; fewer than three points are counted in the log.
-
-    Raises:
-        DatasetError: an odd number of coordinates, or a segmentation of another type.
-    """
-    strange, short = [], []
-    for annotation in annotations:
-        segmentation = annotation.get("segmentation") or []
-        if isinstance(segmentation, dict):  # run-length encoded
-            continue
-        if not isinstance(segmentation, list) or not all(
-            isinstance(polygon, list) and len(polygon) % 2 == 0 for polygon in segmentation
-        ):
-            strange.append(named(annotation))
-        elif any(len(polygon) < 6 for polygon in segmentation):
-            short.append(named(annotation))
-    refuse(strange, "annotations whose polygons are not lists of x, y pairs", where=where)
-    if short:
-        logger.warning(
-            "%s: %d annotations have polygons of fewer than three points: %s",
-            where,
-            len(short),
-            first_ten(short),
-        )
-
-
-def check_labels(
-    images: Sequence[Record], classes: Mapping[int, int], *, required: bool, where: str
-) -> None:
-    """``pos_category_ids`` and ``neg_category_ids`` name known classes, the first each once.
-
-    Args:
-        required: every image must have at least one positive class (image-label datasets).
-
-    Raises:
-        DatasetError: otherwise.
-    """
-    unknown, repeated, unlabelled = [], [], []
-    for image in images:
-        positive = image.get("pos_category_ids", [])
-        for key in (*positive, *image.get("neg_category_ids", [])):
-            if key not in classes:
-                unknown.append(f"{image['id']} (category {key})")
-        if len(set(positive)) != len(positive):
-            repeated.append(image["id"])
-        if required and not positive:
-            unlabelled.append(image["id"])
-    refuse(unknown, "images with a label that is not in 'categories'", where=where)
-    refuse(repeated, "images with a label given twice in 'pos_category_ids'", where=where)
-    refuse(
-        unlabelled,
-        "images without a label in 'pos_category_ids'",
-        where=where,
-        fix="an image-label dataset needs at least one per image",
+def _box_namer(annotations: AnnotationColumns, label: str) -> Any:
+    return lambda place: (
+        f"{annotations.name(place)} of image {annotations.image_ids[place]} ({label})"
     )
 
 
-def check_captions(images: Sequence[Record], *, where: str) -> None:
-    """``captions``, where given, is a list of texts.
-
-    Raises:
-        DatasetError: otherwise.
-    """
-    strange = [
-        image["id"]
-        for image in images
-        if "captions" in image
-        and not (
-            isinstance(image["captions"], list)
-            and all(isinstance(caption, str) for caption in image["captions"])
-        )
-    ]
-    refuse(strange, "images whose 'captions' is not a list of texts", where=where)
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, int | str) and not isinstance(value, bool)
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _as_array(annotations: Sequence[Record], where: str) -> NDArray[np.float64]:
-    boxes = [annotation.get("bbox") for annotation in annotations]
-    strange = [
-        named(annotation)
-        for annotation, box in zip(annotations, boxes, strict=True)
-        if not (
-            isinstance(box, list) and len(box) == 4 and all(isinstance(x, int | float) for x in box)
-        )
-    ]
-    refuse(strange, "annotations whose 'bbox' is not four numbers", where=where)
-    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
-
-
-def _clipped(
-    boxes_A4: NDArray[np.float64], sizes_A2: NDArray[np.float64], keep_A: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    clipped_A4 = boxes_A4.copy()
-    low_K2 = np.maximum(boxes_A4[keep_A, :2], 0)
-    high_K2 = np.minimum(boxes_A4[keep_A, :2] + boxes_A4[keep_A, 2:], sizes_A2[keep_A])
-    clipped_A4[keep_A] = np.concatenate([low_K2, high_K2 - low_K2], axis=1)
-    return clipped_A4
+def _places(which_A: NDArray[np.bool_]) -> NDArray[np.int64]:
+    return np.flatnonzero(which_A)

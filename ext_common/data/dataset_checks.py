@@ -12,8 +12,10 @@ from ext_common.data.class_names import check_same_order
 from ext_common.data.dataset_names import require_dataset
 from ext_common.data.dataset_registry import register_from_config
 from ext_common.data.dataset_spec import DatasetSpec
-from ext_common.errors import DatasetError
+from ext_common.errors import DatasetError, VocabularyError
 from ext_common.evaluation.ground_truth import resolve_class_groups
+from ext_common.evaluation.vocabularies import read_test_vocabulary, resets_classes
+from ext_common.recorded_vocabulary import recorded_vocabulary
 from ext_common.registries import CONFIG_CHECK_REGISTRY, EVALUATOR_REGISTRY
 from ext_common.vocabulary import Vocabulary
 
@@ -120,10 +122,13 @@ def _check_training_classes(cfg: CfgNode) -> None:
 
 
 def _check_test_classes(cfg: CfgNode, name: str) -> None:
-    expected, key = _model_classes(cfg)
     found = _classes_of(name)
     resolve_class_groups(MetadataCatalog.get(name).get("class_groups") or {}, found, name)
-    if expected is None or not found or cfg.MODEL.get("RESET_CLS_TESTS", False):
+    if resets_classes(cfg):
+        read_test_vocabulary(cfg, name)
+        return
+    expected, key = _model_classes(cfg)
+    if expected is None or not found:
         return
     if len(found) != expected:
         _refuse_count(name, len(found), expected, key)
@@ -139,10 +144,16 @@ def _check_test_classes(cfg: CfgNode, name: str) -> None:
 def _model_classes(cfg: CfgNode) -> tuple[int | None, str]:
     """Number of classes of the model and the key that says so; None for models without classes."""
     if cfg.MODEL.get("VOCABULARY"):
-        vocabulary = Vocabulary.parse(cfg.MODEL.VOCABULARY, generate_names=True)
+        try:
+            vocabulary = Vocabulary.parse(cfg.MODEL.VOCABULARY, generate_names=True)
+        except (VocabularyError, DatasetError) as error:
+            # the dataset that named the classes need not be here when a model is evaluated
+            vocabulary = recorded_vocabulary(cfg, error)
         return len(vocabulary), "MODEL.VOCABULARY"
     if cfg.MODEL.META_ARCHITECTURE == "CenterNetDetector" and not cfg.MODEL.CENTERNET.ONLY_PROPOSAL:
         return int(cfg.MODEL.CENTERNET.NUM_CLASSES), "MODEL.CENTERNET.NUM_CLASSES"
+    if cfg.MODEL.META_ARCHITECTURE == "DeformableDetr":
+        return int(cfg.MODEL.DETR.NUM_CLASSES), "MODEL.DETR.NUM_CLASSES"
     if "RCNN" in cfg.MODEL.META_ARCHITECTURE:
         return int(cfg.MODEL.ROI_HEADS.NUM_CLASSES), "MODEL.ROI_HEADS.NUM_CLASSES"
     return None, ""

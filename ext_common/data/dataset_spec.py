@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from ext_common.data.class_folders import (
     read_folder_map,
 )
 from ext_common.data.dataset_names import require_dataset
+from ext_common.data.index_store import open_index
+from ext_common.data.indexed_records import IndexedRecords
+from ext_common.data.indexing import Indexing
 from ext_common.data.json_files import read_categories, read_json
 from ext_common.data.lvis_json import LoadOptions, dataset_dicts, images_per_class
 from ext_common.errors import DatasetError
@@ -68,18 +71,28 @@ class DatasetSpec:
             DatasetError: see ``lvis_json.load_lvis_json`` and ``class_folders``.
         """
         where = self.images if self.type == "class_folders" else self.json
-        records = dataset_dicts(self._content(), self.images, where, self.load)
-        if self.type in IMAGE_LABEL_TYPES:
-            for record in records:
-                record["ann_type"] = "image"
+        records = dataset_dicts(self.content(), self.images, where, self.load)
+        for record in records:
+            record.update(self._extra_fields())
         return records
+
+    def records(self, indexing: Indexing) -> Sequence[dict[str, Any]]:
+        """The dataset dicts; those of a large annotation file are not held in memory.
+
+        Raises:
+            DatasetError: as for a call.
+        """
+        if self.type == "class_folders" or not indexing.wanted_for(self.json):
+            return self()
+        index = open_index(self.json, self.load, folder=indexing.folder)
+        return IndexedRecords(index, self.images, self.load, self._extra_fields())
 
     def categories(self) -> list[dict[str, Any]]:
         """The checked categories, by id."""
         found: list[dict[str, Any]]
         if self.type == "class_folders":
             classes, where = self._folder_classes(), self.images
-            found = as_categories(classes) if classes else self._content()["categories"]
+            found = as_categories(classes) if classes else self.content()["categories"]
         else:
             found, where = read_categories(self.json), self.json
         contiguous_ids(found, where=where)
@@ -88,7 +101,9 @@ class DatasetSpec:
     def lazy_value(self, key: str) -> Any:
         """One of :data:`LAZY_KEYS`, read from the files."""
         if key == "class_image_count":
-            return images_per_class(self._content(), self.json)
+            if self.type != "class_folders" and Indexing().wanted_for(self.json):
+                return open_index(self.json, self.load).header["class_image_count"]
+            return images_per_class(self.content(), self.json)
         if key == "thing_classes":
             return list(self.known_classes) or [c["name"] for c in self.categories()]
         return {category["id"]: index for index, category in enumerate(self.categories())}
@@ -110,7 +125,11 @@ class DatasetSpec:
             needed.append((self.folder_map, Path(self.folder_map).is_file()))
         return [path for path, there in needed if not there]
 
-    def _content(self) -> dict[str, Any]:
+    def _extra_fields(self) -> dict[str, Any]:
+        return {"ann_type": "image"} if self.type in IMAGE_LABEL_TYPES else {}
+
+    def content(self) -> dict[str, Any]:
+        """The annotation file, or what the class folders amount to, in memory."""
         if self.type != "class_folders":
             return read_json(self.json)
         options = FolderOptions(
@@ -131,6 +150,25 @@ class DatasetSpec:
         except (OSError, UnicodeDecodeError) as error:
             raise DatasetError(f"class list cannot be read: {error}", where=str(path)) from error
         return [line.strip() for line in lines if line.strip()]
+
+
+def load_dataset(name: str, indexing: Indexing | None = None) -> Sequence[dict[str, Any]]:
+    """Dataset dicts of a registered dataset of any origin.
+
+    Args:
+        name: the dataset.
+        indexing: which annotation files of our own datasets are not read into memory; default
+            :class:`Indexing`.
+
+    Raises:
+        DatasetError: unknown dataset, or annotations that cannot be used.
+    """
+    require_dataset(name)
+    registered = DatasetCatalog[name]
+    if isinstance(registered, DatasetSpec):
+        return registered.records(indexing or Indexing())
+    found: list[dict[str, Any]] = DatasetCatalog.get(name)
+    return found
 
 
 def categories_of(name: str) -> list[dict[str, Any]]:

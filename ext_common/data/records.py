@@ -1,4 +1,4 @@
-"""The dataset dicts of a training: several datasets in one list, filtered and checked."""
+"""The dataset dicts of a training: several datasets in one sequence, filtered and checked."""
 
 from __future__ import annotations
 
@@ -8,19 +8,30 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
-from detectron2.data.common import DatasetFromList
 from numpy.typing import NDArray
 
+from ext_common.data.annotation_columns import MASK_NONE, MASK_RLE
 from ext_common.data.dataset_names import require_dataset
+from ext_common.data.dataset_spec import load_dataset
+from ext_common.data.indexed_records import IndexedRecords
+from ext_common.data.indexing import Indexing
+from ext_common.data.label_table import LabelTable
+from ext_common.data.record_columns import MASK_OF_CROWD, columns_of
+from ext_common.data.training_records import (
+    Part,
+    TrainingRecords,
+    columns_and_sources,
+    packed,
+)
 from ext_common.errors import ConfigError, DatasetError
 
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
+Records = Sequence[Mapping[str, Any]]
 
 
-def load_records(cfg: CfgNode, *, some_without_masks: bool = False) -> list[Record]:
+def load_records(cfg: CfgNode, *, some_without_masks: bool = False) -> TrainingRecords:
     """All records of ``cfg.DATASETS.TRAIN`` in order, ready for training.
 
     See :func:`join_datasets` and :func:`check_masks`.
@@ -39,7 +50,11 @@ def load_records(cfg: CfgNode, *, some_without_masks: bool = False) -> list[Reco
     for key in ("KEYPOINT_ON", "LOAD_PROPOSALS"):
         if cfg.MODEL[key]:
             raise ConfigError("not supported", where=f"MODEL.{key}", fix="set it to False")
-    records = join_datasets(names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    records = join_datasets(
+        names,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        indexing=Indexing.from_config(cfg),
+    )
     if cfg.MODEL.MASK_ON:
         check_masks(
             records,
@@ -50,7 +65,9 @@ def load_records(cfg: CfgNode, *, some_without_masks: bool = False) -> list[Reco
     return records
 
 
-def join_datasets(names: Sequence[str], *, filter_empty: bool) -> list[Record]:
+def join_datasets(
+    names: Sequence[str], *, filter_empty: bool, indexing: Indexing | None = None
+) -> TrainingRecords:
     """Load datasets and put them together.
 
     Args:
@@ -58,6 +75,7 @@ def join_datasets(names: Sequence[str], *, filter_empty: bool) -> list[Record]:
         filter_empty: leave out images that have neither an annotation (crowds do not count), nor
             image labels, nor captions. The original filters by annotations alone, and asks for
             False with image-label datasets; both give the same where that is obeyed.
+        indexing: which annotation files are not read into memory.
 
     Returns:
         Dataset dicts, each with ``dataset_source`` = number of its dataset in ``names``.
@@ -65,35 +83,34 @@ def join_datasets(names: Sequence[str], *, filter_empty: bool) -> list[Record]:
     Raises:
         DatasetError: an unknown dataset, or one without images (left).
     """
-    joined: list[Record] = []
+    parts = []
     for source, name in enumerate(names):
         require_dataset(name, where="DATASETS.TRAIN")
-        records = DatasetCatalog.get(name)
-        if not records:
+        records = load_dataset(name, indexing)
+        if not len(records):
             raise DatasetError("no images", where=f"dataset {name!r}")
-        if filter_empty:
-            kept = [record for record in records if _teaches(record)]
-            if len(kept) < len(records):
-                logger.info("%s: left out %d images without labels", name, len(records) - len(kept))
-            if not kept:
-                raise DatasetError(
-                    f"none of the {len(records)} images has an annotation",
-                    where=f"dataset {name!r}",
-                    fix="set DATALOADER.FILTER_EMPTY_ANNOTATIONS False to train on them all the same",
-                )
-            records = kept
-        else:
-            empty = sum(not _teaches(record) for record in records)
+        teaches_N = columns_of(records).teaches_N
+        empty = int((~teaches_N).sum())
+        if not empty or not filter_empty:
             if empty:
                 logger.info("%s: %d images without labels are kept", name, empty)
-        joined.extend({**record, "dataset_source": source} for record in records)
-    return joined
+            parts.append(Part(records, source))
+            continue
+        if empty == len(records):
+            raise DatasetError(
+                f"none of the {len(records)} images has an annotation",
+                where=f"dataset {name!r}",
+                fix="set DATALOADER.FILTER_EMPTY_ANNOTATIONS False to train on them all the same",
+            )
+        logger.info("%s: left out %d images without labels", name, empty)
+        parts.append(Part(records, source, np.flatnonzero(teaches_N)))
+    return TrainingRecords(parts)
 
 
 def check_masks(
-    records: Sequence[Record], names: Sequence[str], *, polygons: bool, some_without: bool = False
+    records: Records, names: Sequence[str], *, polygons: bool, some_without: bool = False
 ) -> None:
-    """With ``MODEL.MASK_ON`` every annotation needs a mask of the right form.
+    """With ``MODEL.MASK_ON`` every annotation but crowds needs a mask of the right form.
 
     Args:
         records: with ``dataset_source``.
@@ -104,62 +121,69 @@ def check_masks(
     Raises:
         ConfigError: the first annotation without a mask, or run-length encoded with polygons.
     """
-    first_without: dict[int, str] = {}
-    with_masks: set[int] = set()
-    for record in records:
-        source = record["dataset_source"]
-        for annotation in record.get("annotations", ()):
-            mask = annotation.get("segmentation")
-            if mask and not (polygons and isinstance(mask, dict)):
-                with_masks.add(source)
-                continue
-            where = f"dataset {names[source]!r}, image {record.get('image_id')}"
-            if mask:
-                raise ConfigError(
-                    "a mask is run-length encoded and INPUT.MASK_FORMAT is polygon",
-                    where=where,
-                    fix="set INPUT.MASK_FORMAT bitmask",
-                )
-            first_without.setdefault(source, where)
-    for source, where in first_without.items():
+    columns, sources_N = columns_and_sources(records)
+    owners_K = columns.objects.owners_L
+    sources_K = sources_N[owners_K]
+
+    def where(which_K: NDArray[np.bool_]) -> str:
+        place = int(owners_K[int(np.flatnonzero(which_K)[0])])
+        return f"dataset {names[sources_N[place]]!r}, image {records[place].get('image_id')}"
+
+    encoded_K = columns.masks_K == MASK_RLE
+    if polygons and encoded_K.any():
+        raise ConfigError(
+            "a mask is run-length encoded and INPUT.MASK_FORMAT is polygon",
+            where=where(encoded_K),
+            fix="set INPUT.MASK_FORMAT bitmask",
+        )
+    without_K = columns.masks_K == MASK_NONE
+    masked_K = ~without_K & (columns.masks_K != MASK_OF_CROWD)
+    with_masks = set(sources_K[masked_K].tolist())
+    for source in sorted(set(sources_K[without_K].tolist())):
         if not some_without or source in with_masks or not with_masks:
             raise ConfigError(
                 "MODEL.MASK_ON is True and an annotation has a box without a mask",
-                where=where,
+                where=where(without_K & (sources_K == source)),
                 fix="set MODEL.MASK_ON False, or give every annotation a segmentation",
             )
 
 
-def aspects(records: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
+def aspects(records: Records) -> NDArray[np.int64]:
     """int64 [N]: 0 where an image is wider than high, else 1 (specification 6.1).
 
     Raises:
         DatasetError: a record without ``width`` and ``height``.
     """
-    for record in records:
-        if "width" not in record or "height" not in record:
-            raise DatasetError(
-                f"image {record.get('image_id')!r} has no width and height",
-                where=str(record.get("file_name", "")),
-                fix="batches of one aspect need sizes: add them, "
-                "or set DATALOADER.ASPECT_RATIO_GROUPING False",
-            )
-    return np.array([0 if r["width"] > r["height"] else 1 for r in records], dtype=np.int64)
+    columns, _ = columns_and_sources(records)
+    unknown_N = (columns.widths_N <= 0) | (columns.heights_N <= 0)
+    if unknown_N.any():
+        record = records[int(np.flatnonzero(unknown_N)[0])]
+        raise DatasetError(
+            f"image {record.get('image_id')!r} has no width and height",
+            where=str(record.get("file_name", "")),
+            fix="batches of one aspect need sizes: add them, "
+            "or set DATALOADER.ASPECT_RATIO_GROUPING False",
+        )
+    return np.where(columns.widths_N > columns.heights_N, 0, 1).astype(np.int64)
 
 
-def sources(records: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
+def sources(records: Records) -> NDArray[np.int64]:
     """int64 [N]: the records' ``dataset_source``."""
-    return np.array([record["dataset_source"] for record in records], dtype=np.int64)
+    return columns_and_sources(records)[1]
 
 
-def serialised(records: list[Record]) -> DatasetFromList:
-    """The records as bytes in one array, which forked loader workers share instead of copying."""
-    return DatasetFromList(records, copy=False, serialize=True)
+def object_classes(records: Records) -> LabelTable:
+    """Classes of the annotations of every record."""
+    return columns_and_sources(records)[0].objects
 
 
-def _teaches(record: Mapping[str, Any]) -> bool:
-    if record.get("pos_category_ids") or record.get("captions"):
-        return True
-    if "annotations" not in record:
-        return True
-    return any(not annotation.get("iscrowd", 0) for annotation in record["annotations"])
+def image_labels(records: Records) -> LabelTable:
+    """Image labels of every record."""
+    return columns_and_sources(records)[0].tags
+
+
+def serialised(records: Records) -> Any:
+    """The records in a form that forked loader workers share instead of copying."""
+    if isinstance(records, TrainingRecords):
+        return records.shared()
+    return records if isinstance(records, IndexedRecords) else packed(records)

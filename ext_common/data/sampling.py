@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ext_common.data.label_table import LabelTable
 from ext_common.errors import DatasetError
 
 _STREAM = 0  # first word of every key: keeps these draws apart from those of augmentation
@@ -142,7 +142,7 @@ class WeightedStream(IndexStream):
 
 
 def repeat_factors(
-    labels: Iterable[Iterable[int]], threshold: float, *, root: bool = True
+    labels: LabelTable | Iterable[Iterable[int]], threshold: float, *, root: bool = True
 ) -> NDArray[np.float64]:
     """How often an image should be shown so that rare classes are seen (LVIS paper, appendix B.2).
 
@@ -158,18 +158,19 @@ def repeat_factors(
     Returns:
         float64 [N], each at least 1; 1 for an image without labels.
     """
-    classes = [set(found) for found in labels]
-    images_with = Counter(label for found in classes for label in found)
-    factor = {
-        label: max(1.0, ratio**0.5 if root else ratio)
-        for label, ratio in (
-            (label, threshold * len(classes) / images) for label, images in images_with.items()
-        )
-    }
-    return np.array(
-        [max((factor[label] for label in found), default=1.0) for found in classes],
-        dtype=np.float64,
-    )
+    table = labels if isinstance(labels, LabelTable) else LabelTable.of(labels)
+    factors_N = np.ones(len(table), dtype=np.float64)
+    if not len(table.values_L):
+        return factors_N
+    ids_C, class_L = np.unique(table.values_L, return_inverse=True)
+    owners_L = table.owners_L
+    # one number per pair of image and class; its repeats are counted once
+    pairs = np.unique(owners_L * len(ids_C) + class_L)
+    images_C = np.bincount(pairs % len(ids_C), minlength=len(ids_C))
+    ratio_C = threshold * len(table) / images_C
+    factor_C = np.maximum(1.0, np.sqrt(ratio_C) if root else ratio_C)
+    np.maximum.at(factors_N, owners_L, factor_C[class_L])
+    return factors_N
 
 
 def box_labels(record: Mapping[str, Any]) -> list[int]:

@@ -14,7 +14,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ext_common.hooks import LossRecorder
-from ext_common.train_step import NonFiniteLossError, Precision, TrainStep
+from ext_common.non_finite import NonFiniteLossError
+from ext_common.train_step import Precision, TrainStep
 from tests.dist.worker_mains import report
 
 

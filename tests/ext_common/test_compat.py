@@ -360,4 +360,6 @@ def test_anchor_grids_do_not_warn() -> None:
         "print(x.tolist(), y.tolist())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "[0.0, 4.0, 8.0, 0.0, 4.0, 8.0] [0.0, 0.0, 0.0, 4.0, 4.0, 4.0]" in done.stdout, done.stderr
+    assert "[0.0, 4.0, 8.0, 0.0, 4.0, 8.0] [0.0, 0.0, 0.0, 4.0, 4.0, 4.0]" in done.stdout, (
+        done.stderr
+    )

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ext_common.errors import ConfigError, ExtError
 from ext_common.hooks import LossRecorder
-from ext_common.train_step import NonFiniteLossError, Precision, StepLosses, TrainStep
+from ext_common.non_finite import NonFiniteLossError
+from ext_common.train_step import Precision, StepLosses, TrainStep
 
 Losses = Callable[[Tensor], Any]
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ext_common.errors import WeightsError
-from ext_common.weights_io import atomic_writer, load_plain, load_tensors, save_tensors_atomic
+from ext_common.weights_io import load_plain, load_tensors, save_tensors_atomic
 
 
 class Evil:
@@ -308,22 +308,3 @@ def test_failed_save_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch
     assert [p.name for p in tmp_path.iterdir()] == ["m.pth"]
     with pytest.raises(WeightsError, match="cannot be written"):
         save_tensors_atomic({}, tmp_path / "missing" / "m.pth")
-
-
-def test_atomic_writer_shows_nothing_until_the_end(tmp_path):
-    path = tmp_path / "f"
-    path.write_text("old")
-    with atomic_writer(path) as file:
-        file.write(b"new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new"
-
-    def interrupted() -> None:
-        with atomic_writer(path) as file:
-            file.write(b"half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert path.read_text() == "new"
-    assert [p.name for p in tmp_path.iterdir()] == ["f"]

@@ -267,7 +267,7 @@ def test_interrupt(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) ->
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "collect_inputs", interrupt)
+    monkeypatch.setattr(demo, "run_pictures", interrupt)
     assert run(tmp_path) == 130
     assert run.error() == "interrupted"
 

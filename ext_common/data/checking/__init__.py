@@ -1,0 +1,1 @@
+"""Checking whole datasets before training, and repairing their annotation files."""

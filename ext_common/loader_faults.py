@@ -1,0 +1,49 @@
+"""What a loader worker that died leaves behind is told in one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from ext_common.errors import LaunchError
+from ext_common.non_finite import image_text
+
+_DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)([^.]*)")
+_SHARED_MEMORY = re.compile(r"bus error|shared memory|shm", re.IGNORECASE)
+
+
+class LoaderWorkerError(LaunchError):
+    """A process that reads samples was killed."""
+
+
+@contextmanager
+def explain_dead_worker(iteration: int, last_images: Sequence[str]) -> Iterator[None]:
+    """Turn torch's message about a dead loader worker into ours.
+
+    Args:
+        iteration: that waits for its batch.
+        last_images: ids of the batch before.
+
+    Raises:
+        LoaderWorkerError: in place of torch's RuntimeError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        texts = [str(error), str(error.__cause__ or ""), str(error.__context__ or "")]
+        found = [match for match in map(_DEAD_WORKER.search, texts) if match]
+        if not found:
+            raise
+        # torch's own exception is often preceded by the one of its signal handler
+        how = next((m[2].strip() for m in found if "signal" in m[2]), "exited unexpectedly")
+        shared = any(map(_SHARED_MEMORY.search, texts))
+        raise LoaderWorkerError(
+            f"loader worker (pid {found[0][1].strip()}) {how.removeprefix('is ')} "
+            f"while iteration {iteration} waited for its batch",
+            where=f"after {image_text(last_images)}" if last_images else "the first batch",
+            fix="shared memory is full: enlarge /dev/shm or lower DATALOADER.NUM_WORKERS"
+            if shared
+            else "out of memory? lower DATALOADER.NUM_WORKERS; 0 reads in the main process "
+            "and shows its error",
+        ) from error
