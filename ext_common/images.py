@@ -29,7 +29,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -45,7 +45,7 @@ from ext_common.errors import ConfigError, DatasetError, ImageError
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_PIXELS = 178_956_970
-"""Default of ``INPUT.MAX_PIXELS``: what Pillow itself refuses at, about 13,400 x 13,400."""
+"""Default of ``INPUT.MAX_PIXELS``: where Pillow's ``open`` refuses, about 13,400 x 13,400."""
 
 ALPHA_BACKGROUND = (255, 255, 255)
 """RGB colour that shows through transparent pixels."""
@@ -80,6 +80,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PREFIX_BYTES = 16  # by which Pillow's formats know their files
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 Source = str | os.PathLike[str] | bytes
@@ -147,7 +148,7 @@ def image_size(source: Source, *, name: str = "") -> tuple[int, int]:
             return height, width
         header = image
         if image.format == "PNG":
-            header = Image.open(_png_without_pixels(stream), formats=["PNG"])
+            header = _identified(_png_without_pixels(stream))
         return (width, height) if _orientation(header) >= 5 else (height, width)
 
 
@@ -176,9 +177,8 @@ def _opened(source: Source, where: str) -> Iterator[tuple[Image.Image, BinaryIO]
     with stream:
         if not stream.read(1):
             raise ImageError("the file is empty", where=where, fix="copy or download it again")
-        stream.seek(0)
         with _decoding(where):
-            image = Image.open(stream, formats=_formats())
+            image = _identified(stream)
         with image:
             yield image, stream
 
@@ -213,10 +213,22 @@ def _reason(error: BaseException) -> str:
     return " ".join(printable(text.replace("\n", " ")).split()) or type(error).__name__
 
 
-def _formats() -> list[str]:
-    """The readable formats that this Pillow was built with."""
+def _identified(stream: BinaryIO) -> Image.Image:
+    """The image with its header read; as Pillow's ``open``, without its own limit of pixels."""
     Image.init()
-    return [name for name in READABLE_FORMATS if name in Image.OPEN]
+    stream.seek(0)
+    prefix = stream.read(_PREFIX_BYTES)
+    for name in READABLE_FORMATS:
+        if name not in Image.OPEN:  # this Pillow was built without it
+            continue
+        make, accepts = Image.OPEN[name]
+        # what Pillow takes as "another format after all"
+        with suppress(SyntaxError, IndexError, TypeError, struct.error):
+            found = accepts is None or accepts(prefix)
+            if found and not isinstance(found, str):  # a text says that a decoder is missing
+                stream.seek(0)
+                return make(stream, "")
+    raise Image.UnidentifiedImageError
 
 
 def _check_size(image: Image.Image, where: str, max_pixels: int) -> None:
@@ -350,11 +362,6 @@ class BadSamplePolicy:
     def skipped(self) -> int:
         """Samples skipped so far, by all workers that share these counts."""
         return int(self._counts_W2[:, 1].sum())
-
-    def metrics(self) -> dict[str, float]:
-        """``bad_samples`` and ``bad_sample_share`` so far, for the metrics of a training."""
-        skipped, attempts = self.skipped, self.attempts
-        return {"bad_samples": skipped, "bad_sample_share": skipped / max(attempts, 1)}
 
     def attempt(self, name: str | os.PathLike[str], load: Callable[[], T]) -> T | None:
         """Run ``load()`` for the sample ``name``.

@@ -27,9 +27,7 @@ class TrainingInterrupted(ExtError):
 class StopRequest:
     """Notes the first SIGTERM or SIGINT of this process instead of dying of it.
 
-    A second SIGINT interrupts at once (KeyboardInterrupt). Loader workers that are forked meanwhile
-    outlive the first SIGTERM by some seconds, so that a signal to the whole process group does not
-    cost the run its checkpoint. Outside the main thread nothing is changed.
+    A second SIGINT interrupts at once (KeyboardInterrupt). Outside the main thread nothing changes.
     """
 
     def __init__(self) -> None:
@@ -55,18 +53,22 @@ class StopRequest:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
-            self._note_in_worker(number)
-        elif number == signal.SIGINT and self._signal:
+            return  # a forked loader worker; the keyboard's SIGINT goes to all processes
+        if number == signal.SIGINT and self._signal:
             raise KeyboardInterrupt
-        else:
-            self._signal = number
+        self._signal = number
 
-    @staticmethod
-    def _note_in_worker(number: int) -> None:
-        if number == signal.SIGTERM:
-            # it may be the group's, and the run needs another batch, or the parent's order to end
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.alarm(_WORKER_GRACE)
+
+def outlive_first_sigterm(_worker_id: int = 0) -> None:
+    """For ``worker_init_fn`` of a DataLoader: a SIGTERM to the whole process group (torchrun, Slurm)
+    does not end this loader worker before the run has fetched what it needs to stop in order.
+    """
+
+    def later(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.alarm(_WORKER_GRACE)
+
+    signal.signal(signal.SIGTERM, later)
 
 
 @contextmanager

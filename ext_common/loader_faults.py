@@ -22,14 +22,16 @@ def explain_dead_worker(iteration: int, last_images: Sequence[str]) -> Iterator[
     """Turn torch's message about a dead loader worker into ours.
 
     Args:
-        iteration: that waits for its batch.
-        last_images: ids of the batch before.
+        iteration: of the step.
+        last_images: ids of the last batch that came.
 
     Raises:
-        LoaderWorkerError: in place of torch's RuntimeError.
+        LoaderWorkerError: in place of torch's RuntimeError, or of a lost connection.
     """
     try:
         yield
+    except (ConnectionError, EOFError) as error:  # it died while it handed a batch over
+        raise _dead_worker("", "closed its connection", iteration, last_images, False) from error
     except RuntimeError as error:
         texts = [str(error), str(error.__cause__ or ""), str(error.__context__ or "")]
         found = [match for match in map(_DEAD_WORKER.search, texts) if match]
@@ -37,13 +39,19 @@ def explain_dead_worker(iteration: int, last_images: Sequence[str]) -> Iterator[
             raise
         # torch's own exception is often preceded by the one of its signal handler
         how = next((m[2].strip() for m in found if "signal" in m[2]), "exited unexpectedly")
+        who = f" (pid {found[0][1].strip()})"
         shared = any(map(_SHARED_MEMORY.search, texts))
-        raise LoaderWorkerError(
-            f"loader worker (pid {found[0][1].strip()}) {how.removeprefix('is ')} "
-            f"while iteration {iteration} waited for its batch",
-            where=f"after {image_text(last_images)}" if last_images else "the first batch",
-            fix="shared memory is full: enlarge /dev/shm or lower DATALOADER.NUM_WORKERS"
-            if shared
-            else "out of memory? lower DATALOADER.NUM_WORKERS; 0 reads in the main process "
-            "and shows its error",
-        ) from error
+        raise _dead_worker(who, how.removeprefix("is "), iteration, last_images, shared) from error
+
+
+def _dead_worker(
+    who: str, how: str, iteration: int, last_images: Sequence[str], shared: bool
+) -> LoaderWorkerError:
+    return LoaderWorkerError(
+        f"a loader worker{who} {how} at iteration {iteration}",
+        where=f"after {image_text(last_images)}" if last_images else "the first batch",
+        fix="shared memory is full: enlarge /dev/shm or lower DATALOADER.NUM_WORKERS"
+        if shared
+        else "out of memory? lower DATALOADER.NUM_WORKERS; 0 reads in the main process and shows "
+        "its error",
+    )

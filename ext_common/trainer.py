@@ -196,21 +196,25 @@ class ExtTrainer(TrainerBase):
 
     def run_step(self) -> None:
         """One batch: detectron2's loop calls this."""
+        # torch tells about a dead loader worker at any time, not only to who waits for it
+        with explain_dead_worker(self.iter, self._last_images):
+            batch, data_time = self._next_batch()
+            losses = self.train_step(batch, self.iter)
+        if losses is not None:
+            self._recorder.record(self.iter, losses, data_time)
+
+    def _next_batch(self) -> tuple[Any, float]:
         start = time.perf_counter()
         if self._batches is None:
             self._batches = iter(self.data_loader)
-        with explain_dead_worker(self.iter, self._last_images):
-            batch = next(self._batches, None)
+        batch = next(self._batches, None)
         if batch is None:
             raise DatasetError(
                 f"the training loader ended before iteration {self.iter}",
                 fix="a training loader must not end: see TRAIN_LOADER_REGISTRY in docs/training.md",
             )
         self._last_images = image_ids(batch)
-        data_time = time.perf_counter() - start
-        losses = self.train_step(batch, self.iter)
-        if losses is not None:
-            self._recorder.record(self.iter, losses, data_time)
+        return batch, time.perf_counter() - start
 
     def _report_non_finite(self, step: NonFiniteStep) -> None:
         # an error that only one process has is written by that one

@@ -19,6 +19,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from ext_common.errors import ConfigError, ImageError
+from ext_common.resize import ResizeShortestEdge
 
 _TORCH_MODES = {
     Image.Resampling.NEAREST: "nearest",
@@ -28,6 +29,8 @@ _TORCH_MODES = {
 DETR_SHORT_EDGES = tuple(range(480, 801, 32))
 """Short edges of the DETR recipe, used where the config gives only one."""
 DETR_CROP_SHORT_EDGES = (400, 500, 600)
+DETR_CROP_LONGEST = 6000
+"""The recipe has no limit here: a line of 1 x 5000 pixels would grow to 3.75 GB."""
 DETR_CROP_RANGE = (384, 600)
 
 
@@ -232,7 +235,7 @@ def build_augmentations(
     """
     options = cfg.INPUT
     if not is_train:
-        shortest = T.ResizeShortestEdge(
+        shortest = ResizeShortestEdge(
             min_size if min_size is not None else options.MIN_SIZE_TEST,
             max_size if max_size is not None else options.MAX_SIZE_TEST,
             "choice",
@@ -276,7 +279,7 @@ def _resize_shortest_edge(
             where="INPUT.MIN_SIZE_TRAIN_SAMPLING",
             fix="give the lowest and the highest, or sample by 'choice'",
         )
-    return T.ResizeShortestEdge(short_edges, longest, style)
+    return ResizeShortestEdge(short_edges, longest, style)
 
 
 def _crop_first(cfg: CfgNode) -> list[T.Augmentation]:
@@ -288,12 +291,12 @@ def _detr(short_edges: tuple[int, ...], longest: int) -> list[T.Augmentation]:
     """DETR's recipe: half of the images are cut before they are resized."""
     cut = T.AugmentationList(
         [
-            T.ResizeShortestEdge(DETR_CROP_SHORT_EDGES, sample_style="choice"),
+            ResizeShortestEdge(DETR_CROP_SHORT_EDGES, DETR_CROP_LONGEST, "choice"),
             T.RandomCrop("absolute_range", DETR_CROP_RANGE),
         ]
     )
     edges = short_edges if len(short_edges) > 1 else DETR_SHORT_EDGES
-    return [T.RandomApply(cut, prob=0.5), T.ResizeShortestEdge(edges, longest, "choice")]
+    return [T.RandomApply(cut, prob=0.5), ResizeShortestEdge(edges, longest, "choice")]
 
 
 def _flip(cfg: CfgNode) -> list[T.Augmentation]:

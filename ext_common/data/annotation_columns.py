@@ -95,7 +95,7 @@ class AnnotationColumns:
 
     def _checked_box(self, entry: Mapping[str, Any]) -> list[float] | None:
         box = entry.get("bbox")
-        if isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)):
+        if isinstance(box, list) and len(box) == 4 and all(map(is_number, box)):
             return box
         self._findings.add(kinds.BOX_TYPE, self.name(len(self) - 1))
         return None
@@ -116,6 +116,7 @@ class AnnotationColumns:
         return MASK_POLYGONS
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file can be a coordinate."""
     # an integer beyond float64 is no coordinate
     return type(value) is float or (type(value) is int and abs(value) < 1 << 1000)

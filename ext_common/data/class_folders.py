@@ -90,7 +90,7 @@ def import_class_folders(
     report = _reporter(root, sum(map(len, files.values())), progress)
     with ThreadPoolExecutor(_THREADS) as threads:
         for folder, found in files.items():
-            sizes = threads.map(_size_or_error, [entry.path for entry in found])
+            sizes = threads.map(size_or_error, [entry.path for entry in found])
             for entry, size in zip(found, sizes, strict=True):
                 if isinstance(size, ImageError):
                     bad.append(f"{printable(folder)}/{printable(entry.name)} ({size.what})")
@@ -248,7 +248,8 @@ def _lookups(
     ]
 
 
-def _size_or_error(path: str) -> tuple[int, int] | ImageError:
+def size_or_error(path: str) -> tuple[int, int] | ImageError:
+    """(height, width) of an image file, or why it has none."""
     try:
         return image_size(path)
     except ImageError as error:

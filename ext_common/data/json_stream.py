@@ -41,6 +41,13 @@ class Element(NamedTuple):
     raw: bytes
 
 
+class EveryKey:
+    """Contains everything: for streams that give out every list."""
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+
 class _ConstantError(ValueError):
     """A NaN or Infinity."""
 

@@ -107,5 +107,23 @@ FILE_SIZE = Kind(
     "replace the file, or correct width and height; INPUT.TRUST_FILES goes by the file",
 )
 
+PROPOSALS_MISSING = Kind(
+    "proposals-missing",
+    "images without an entry in the proposals file",
+    "make the proposals again for this folder",
+)
+PROPOSALS_WITHOUT_IMAGE = Kind(
+    "proposals-no-image",
+    "entries of the proposals file that name no image",
+    "names are relative to the image folder; the file may belong to another one",
+)
+PROPOSALS_AMBIGUOUS = Kind(
+    "proposals-ambiguous",
+    "entries named by a file name that several images have",
+    "name images by their path relative to the image folder",
+)
+PROPOSAL_BOX = Kind("proposal-box", "proposals that are no box XYXY inside their image")
+PROPOSALS_EMPTY = Kind("proposals-empty", "images with an empty list of proposals", "", "warning")
+
 KINDS = tuple(value for value in list(globals().values()) if isinstance(value, Kind))
 """All kinds, in order."""

@@ -11,7 +11,8 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from detic_ext.modeling.stage_targets import clip_boxes
-from ext_common.train_step import NonFiniteLossError, Precision, TrainStep
+from ext_common.non_finite import NonFiniteLossError
+from ext_common.train_step import Precision, TrainStep
 from tests.detic_ext.tiny_model import (
     C4_OPTS,
     CAPTION_OPTS,

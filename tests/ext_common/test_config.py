@@ -292,13 +292,13 @@ def test_pairs_that_do_not_fit_are_refused(opts, message) -> None:
 
 def test_dropped_and_renamed_keys_answer_for_themselves(tmp_path, caplog) -> None:
     base = get_config()
-    base.register_deprecated_key("MODEL.DLA")
+    base.register_deprecated_key("MODEL.GONE")
     base.register_deprecated_key("SOLVER.OLD")
     base.register_renamed_key("SOLVER.LR", "SOLVER.BASE_LR")
-    path = write(tmp_path, text="MODEL: {DLA: {NUM_LAYERS: 34}}\nSOLVER: {OLD: 1}\n")
+    path = write(tmp_path, text="MODEL: {GONE: {NUM_LAYERS: 34}}\nSOLVER: {OLD: 1}\n")
     with caplog.at_level(logging.WARNING):
         assert load_config(path, ["SOLVER.OLD", "2"], base=base) == base
-    assert "MODEL.DLA" in caplog.text
+    assert "MODEL.GONE" in caplog.text
     assert "SOLVER.OLD" in caplog.text
     renamed = write(tmp_path, "renamed.yaml", "SOLVER: {LR: 0.1}\n")
     with pytest.raises(ConfigError, match="renamed to SOLVER.BASE_LR"):

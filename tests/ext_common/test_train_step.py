@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ext_common.errors import ConfigError, ExtError
 from ext_common.hooks import LossRecorder
-from ext_common.non_finite import NonFiniteLossError
-from ext_common.train_step import Precision, StepLosses, TrainStep
+from ext_common.non_finite import NonFiniteLossError, NonFiniteStep
+from ext_common.train_step import Precision, StepLosses, StepOptions, TrainStep
 
 Losses = Callable[[Tensor], Any]
 
@@ -65,6 +65,47 @@ def test_a_non_finite_loss_stops_before_the_update(bad: float) -> None:
     for part in ("iteration 12", "loss_cls=5", f"loss_box={bad}", "images 17, b.jpg", "BASE_LR"):
         assert part in text
     assert model.weight.tolist() == [2.0, 3.0]
+
+
+def test_a_non_finite_gradient_of_finite_losses_stops_before_the_update() -> None:
+    # the square root's slope at 0 is infinite, the loss is 5
+    step, model = make_step(lambda w: {"a": w.sum() + (w[0] - 2).sqrt()})
+    with pytest.raises(NonFiniteLossError, match=r"images 17, b\.jpg.*iteration 3.*weight"):
+        step(BATCH, 3)
+    assert model.weight.tolist() == [2.0, 3.0]
+
+
+def test_steps_are_left_out_up_to_the_limit_and_described() -> None:
+    model = Model(lambda w: {"a": w.sum() * math.nan, "b": w[0]})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    seen: list[NonFiniteStep] = []
+    options = StepOptions(skip_non_finite=1, on_non_finite=seen.append)
+    step = TrainStep(model, optimizer, Precision("cpu"), options)
+    assert step(BATCH, 1) is None
+    assert step.state_dict() == {"skipped": 1}
+    again = TrainStep(model, optimizer, Precision("cpu"), options)
+    again.load_state_dict(step.state_dict())
+    with pytest.raises(NonFiniteLossError):
+        again(BATCH, 2)
+    assert model.weight.tolist() == [2.0, 3.0]
+    assert [one.iteration for one in seen] == [1, 2]
+    (process,) = seen[0].processes
+    assert process.images == ("17", "b.jpg")
+    assert process.losses["b"] == 2.0
+    assert math.isnan(seen[0].gradient_norms["weight"])
+    assert seen[0].learning_rates == (0.1,)
+
+
+def test_a_request_to_stop_is_answered_after_the_step() -> None:
+    asked = False
+    step, model = make_step(lambda w: {"a": w.sum()})
+    step.options = StepOptions(stop_asked=lambda: asked)
+    step(BATCH)
+    assert not step.stop_agreed
+    asked = True
+    step(BATCH)
+    assert step.stop_agreed
+    assert model.weight.tolist() == pytest.approx([1.8, 2.8])
 
 
 def test_infinities_that_cancel_are_found_too() -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultPredictor
+from detectron2.engine import DefaultPredictor, HookBase
 from torch import nn
 
 from ext_common import packages
+from ext_common import trainer as trainer_module
 from ext_common.config import load_config
 from ext_common.data.dataset_registry import register_from_config
-from ext_common.errors import DatasetError, ExtError, WeightsError
+from ext_common.errors import ConfigError, DatasetError, ExtError, WeightsError
 from ext_common.registries import TRAIN_LOADER_REGISTRY
 from ext_common.trainer import ExtTrainer, evaluate, flat_results
 from tests.dist.tiny_training import CLASSES, write_run
@@ -140,6 +141,75 @@ def test_evaluation_during_training_reaches_metrics_and_results(cfg: CfgNode) ->
     evaluated = [line for line in metrics(cfg) if "bbox/AP50" in line]
     assert len(evaluated) == 2
     assert flat_results({"a": {"bbox": {}}, "b": {}}) == {"a": {"bbox": {}}, "b": {}}
+
+
+def test_the_best_model_is_kept_across_a_resume(
+    cfg: CfgNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([5.0, float("nan"), 3.0, 4.0, 6.0])
+
+    def scored(*_: object) -> Any:
+        return {"val": {"bbox": {"AP50": next(scores)}}}
+
+    monkeypatch.setattr(trainer_module, "evaluate", scored)
+    cfg.SOLVER.MAX_ITER = 3
+    cfg.TEST.EVAL_PERIOD = 1
+    cfg.SOLVER.CHECKPOINT_KEEP_BEST = "bbox/AP50"
+    with pytest.raises(ConfigError, match="CHECKPOINT_KEEP_BEST"):
+        ExtTrainer(cfg)
+    cfg.DATASETS.TEST = cfg.DATASETS.TRAIN
+    trained(cfg)
+    best = Path(cfg.OUTPUT_DIR) / "model_best.pth"
+    assert torch.load(best)["iteration"] == 0
+    cfg.SOLVER.MAX_ITER = 5
+    assert trained(cfg, resume=True).start_iter == 3
+    assert torch.load(best)["iteration"] == 4  # 4.0 after the resume did not beat 5.0
+
+
+@pytest.mark.parametrize("metric", ["AP50", "bbox/", "/AP50"])
+def test_a_metric_without_its_task_is_refused(cfg: CfgNode, metric: str) -> None:
+    cfg.DATASETS.TEST = cfg.DATASETS.TRAIN
+    cfg.SOLVER.CHECKPOINT_KEEP_BEST = metric
+    with pytest.raises(ConfigError, match="task/metric"):
+        ExtTrainer(cfg)
+
+
+def test_older_checkpoints_go_and_bad_samples_are_counted(cfg: CfgNode, tmp_path: Path) -> None:
+    cfg.SOLVER.MAX_ITER = 6
+    cfg.SOLVER.CHECKPOINT_KEEP_LAST = 2
+    (tmp_path / "data" / "images" / "1.png").write_bytes(b"broken")
+    trained(cfg)
+    assert trained_names(cfg) == {"model_0000003.pth", "model_0000005.pth", "model_final.pth"}
+    last = metrics(cfg)[-1]
+    assert last["bad_samples"] == 3  # 12 samples of 4 images
+    assert last["bad_sample_share"] == pytest.approx(3 / 15)
+
+
+def test_the_state_of_hooks_is_saved(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Average(HookBase):
+        steps = 0
+
+        def after_step(self) -> None:
+            self.steps += 1
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"steps": self.steps}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.steps = state["steps"]
+
+    build, made = ExtTrainer.build_hooks, []
+
+    def with_average(trainer: ExtTrainer) -> list[Any]:
+        made.append(Average())
+        return [made[-1], *build(trainer)]
+
+    monkeypatch.setattr(ExtTrainer, "build_hooks", with_average)
+    cfg.SOLVER.MAX_ITER = 1
+    trained(cfg)
+    cfg.SOLVER.MAX_ITER = 2
+    trained(cfg, resume=True)
+    assert [hook.steps for hook in made] == [1, 2]
 
 
 def test_an_unknown_test_dataset_is_told_before_any_image_is_read(cfg: CfgNode) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ext_common.config import load_config
 from ext_common.data.dataset_registry import register_from_config
 from ext_common.trainer import ExtTrainer
 from tests.dist.tiny_training import MODEL, TinyRun, write_run
+from tools import train_net
 
 # unlike the other tests' model, this one draws anchors, proposals, sizes and flips at random
 RANDOM_MODEL: dict[str, Any] = {
@@ -52,6 +54,18 @@ def in_new_process(action: Callable[[], None]) -> int:
     return process.exitcode
 
 
+def run_tool(words: list[str], errors: Path, trainer: type[ExtTrainer] = ExtTrainer) -> None:
+    """tools/train_net.py in this process, which must be one made for it; does not return."""
+    os.setsid()
+    with errors.open("w") as stream:
+        os.dup2(stream.fileno(), 2)
+        sys.stderr = stream
+        train_net.ExtTrainer = trainer  # type: ignore[misc]
+        code = train_net.main(words)
+        stream.flush()
+    sys.exit(code)
+
+
 class _Diary(HookBase):
     """Writes down every step, and ends the process without warning before one of them."""
 
@@ -73,8 +87,9 @@ class _Diary(HookBase):
 def train(run: TinyRun, diary: Path, *, kill_at: int = -1) -> int:
     """Train in a new process; see :func:`in_new_process`. A run that exists is resumed."""
 
+    packages.register_all()  # imports, once for all forks
+
     def action() -> None:
-        packages.register_all()
         cfg = load_config(run.config_file)
         register_from_config(cfg)
         trainer = ExtTrainer(cfg)

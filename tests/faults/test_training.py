@@ -21,13 +21,12 @@ from detectron2.config import CfgNode
 from ext_common import packages
 from ext_common.config import load_config
 from ext_common.data.dataset_registry import register_from_config
-from ext_common.interruption import INTERRUPTED_CODE
+from ext_common.interruption import INTERRUPTED_CODE, outlive_first_sigterm
 from ext_common.non_finite import NonFiniteLossError
 from ext_common.trainer import ExtTrainer
 from tests.dist.tiny_training import TinyRun, write_run
-from tests.faults.killed_run import in_new_process
+from tests.faults.killed_run import in_new_process, run_tool
 from tests.faults.train_main import FaultyTrainer
-from tools import train_net
 
 REPOSITORY = Path(__file__).parents[2]
 LOSSES = {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"}
@@ -58,18 +57,6 @@ def started(*words: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-
-
-def run_tool(words: list[str], errors: Path, trainer: type[ExtTrainer] = ExtTrainer) -> None:
-    """tools/train_net.py in this process, which must be one made for it; does not return."""
-    os.setsid()
-    with errors.open("w") as stream:
-        os.dup2(stream.fileno(), 2)
-        sys.stderr = stream
-        train_net.ExtTrainer = trainer  # type: ignore[misc]
-        code = train_net.main(words)
-        stream.flush()
-    sys.exit(code)
 
 
 def wait_for_checkpoint(folder: Path, alive: Callable[[], bool]) -> None:
@@ -171,9 +158,29 @@ def test_case_38_a_signal_saves_a_checkpoint_and_has_its_own_exit_code(
     process = multiprocessing.get_context("fork").Process(target=run_tool, args=(words, errors))
     process.start()
     wait_for_checkpoint(run.output, process.is_alive)
-    os.killpg(process.pid or 0, number)  # its loader workers too, as a batch system does it
+    if number == signal.SIGINT:
+        os.killpg(process.pid or 0, number)  # its loader workers too, as the keyboard does it
+    else:
+        process.terminate()
     process.join()
     check_stopped(run, process.exitcode, errors.read_text(), number.name)
+
+
+def test_case_38_a_loader_worker_outlives_a_sigterm_to_the_group() -> None:
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+
+    def work() -> None:
+        outlive_first_sigterm()
+        os.kill(os.getpid(), signal.SIGTERM)
+        there.send("alive")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    process = context.Process(target=work)
+    process.start()
+    process.join()
+    assert here.recv() == "alive"
+    assert process.exitcode == -signal.SIGTERM
 
 
 def test_case_38_the_starting_process_hands_sigterm_on(tmp_path: Path) -> None:
@@ -195,7 +202,7 @@ def test_case_38_a_killed_loader_worker_is_a_clean_stop(
     assert in_new_process(lambda: run_tool(words, errors, FaultyTrainer)) == 1
     last = errors.read_text().strip().splitlines()[-1]
     assert last.startswith("train_net: error: after images ")
-    assert "loader worker (pid " in last
+    assert "a loader worker" in last
     assert "NUM_WORKERS" in last
     assert (run.output / "model_0000001.pth").exists()
 

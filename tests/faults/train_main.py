@@ -12,6 +12,9 @@ import signal
 import sys
 from typing import Any
 
+import ext_common  # noqa: F401 - first: it repairs detectron2 0.6
+
+# isort: split
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 

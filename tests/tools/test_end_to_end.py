@@ -87,7 +87,7 @@ def test_demo_tool_finds_a_custom_vocabulary(trained: Path, data: Path, tmp_path
     found = tmp_path / "found"
     run(
         "demo.py", "--config-file", "configs/demo/Detic_demo.yaml",
-        "--input", data / "images", "--output", found, "--vocabulary", 'red star, "striped ring"',
+        "--input", f"{data}/images/**", "--output", found, "--vocabulary", 'red star, "striped ring"',
         "--confidence-threshold", 0.0, "--format", "image,coco,csv", "--batch-size", 4,
         "--opts", "MODEL.WEIGHTS", trained / "model_final.pth",
         "DATASETS.REGISTRY", f"('{data / 'datasets.yaml'}',)", *SMALL,

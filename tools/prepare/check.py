@@ -3,6 +3,7 @@
     python tools/prepare_data.py check street_train street_val --registry street.yaml
     python tools/prepare_data.py check --json train.json --images photos --val val.json --decode
     python tools/prepare_data.py check --json train.json --images photos --fix clip
+    python tools/prepare_data.py check --proposals proposals.json --images photos
 
 The checks are those of the training loader, and more: all problems of all kinds are listed instead
 of the first. Image files are looked for, and their sizes read; --decode reads every pixel. Several
@@ -27,6 +28,7 @@ from ext_common.data.checking.dataset_check import (
     spec_of_file,
     usable_processors,
 )
+from ext_common.data.checking.proposals import check_proposals, read_proposals
 from ext_common.data.checking.repair import FIXES, Repair, write_repaired
 from ext_common.data.checking.report import class_mapping, summary, table
 from ext_common.data.dataset_names import require_dataset
@@ -47,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--registry", action="append", default=[], metavar="YAML", help="file that lists datasets"
     )
     parser.add_argument("--json", metavar="FILE", help="an annotation file, instead of names")
+    parser.add_argument("--proposals", metavar="FILE", help="a proposals file of --images")
     parser.add_argument("--val", metavar="FILE", help="another one that must have the same classes")
     parser.add_argument("--images", default="", metavar="DIR", help="image folder of --json")
     parser.add_argument("--val-images", metavar="DIR", help="of --val; default: --images")
@@ -67,6 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it; 1 where a dataset cannot be used as it is."""
+    if args.proposals:
+        return _run_proposals(args)
     specs = _datasets(args)
     if args.fix and (len(specs) > 1 or specs[0].type == "class_folders"):
         raise ConfigError("only one annotation file can be repaired at a time", where="--fix")
@@ -92,6 +97,19 @@ def run(args: argparse.Namespace) -> int:
             if args.fix
             else "repair them, or write a file without them: --fix clip or --fix drop",
         )
+    return 0
+
+
+def _run_proposals(args: argparse.Namespace) -> int:
+    """Check a proposals file against its image folder."""
+    if args.names or args.json or not args.images:
+        raise ConfigError("give --images DIR alone with it", where="--proposals")
+    with progress_bar("proposals", "image") as progress:
+        findings = check_proposals(read_proposals(args.proposals), args.images, progress=progress)
+    for line in table(findings):
+        print(f"  {line}")
+    if wrong := findings.total(findings.kinds("error")):
+        raise DatasetError(f"{wrong:,} problems", where=printable(args.proposals))
     return 0
 
 

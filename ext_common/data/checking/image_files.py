@@ -177,8 +177,6 @@ def _files_in(folder: Path) -> set[str]:
 def _check_chunk(
     source: ImageSource, decode: bool, max_pixels: int, images: list[ImageToCheck]
 ) -> list[Problem]:
-    # an animated image is no problem of the dataset
-    logging.getLogger("ext_common.images").setLevel(logging.ERROR)
     found = (_check_one(source, image, decode, max_pixels) for image in images)
     return [problem for problem in found if problem is not None]
 
@@ -207,6 +205,11 @@ def _check_one(
     return None
 
 
+def _quiet() -> None:
+    """Animated images are no problem of a dataset; a hundred lines would tear the progress bar."""
+    logging.getLogger("ext_common.images").setLevel(logging.ERROR)
+
+
 def _in_processes(
     check: Any, chunks: Iterable[list[ImageToCheck]], processes: int
 ) -> Iterator[tuple[list[ImageToCheck], list[Problem]]]:
@@ -217,7 +220,7 @@ def _in_processes(
     # forked processes need not import everything again; there are no other threads here
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("fork" if "fork" in methods else None)
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_quiet) as pool:
         remaining = iter(chunks)
         waiting: deque[tuple[list[ImageToCheck], Future[list[Problem]]]] = deque()
         try:

@@ -22,7 +22,7 @@ from ext_common.atomic_file import replacing
 from ext_common.data import annotation_checks as checks
 from ext_common.data.checking.annotation_file import CheckedAnnotations
 from ext_common.data.id_column import Unusable
-from ext_common.data.json_stream import Element, JsonStream
+from ext_common.data.json_stream import Element, EveryKey, JsonStream
 from ext_common.data.progress import Progress
 from ext_common.errors import DatasetError
 
@@ -90,17 +90,12 @@ def write_repaired(
         raise DatasetError(
             "the repaired file would replace its source", where=str(source), fix="name another"
         )
-    stream = JsonStream(source, _EveryKey(), allow_constants=True, progress=progress)
+    stream = JsonStream(source, EveryKey(), allow_constants=True, progress=progress)
     changes: Counter[str] = Counter()
     with replacing(target) as temporary, temporary.open("wb") as file:
         for part in _parts(stream, repair, changes):
             file.write(part)
     return changes
-
-
-class _EveryKey:
-    def __contains__(self, key: object) -> bool:
-        return True
 
 
 def _dropped_images(checked: CheckedAnnotations) -> NDArray[np.bool_]:
