@@ -23,6 +23,7 @@ class JoinedProcess:
         local_rank: number on this machine, from 0.
         local_size: processes per machine.
         init_method: where they meet, as torch.distributed takes it.
+        restarts: how often torchrun has started the group again.
     """
 
     rank: int
@@ -30,6 +31,7 @@ class JoinedProcess:
     local_rank: int
     local_size: int
     init_method: str
+    restarts: int = 0
 
 
 def find_joined_process(environment: Mapping[str, str]) -> JoinedProcess | None:
@@ -83,6 +85,7 @@ def _from_torchrun(environment: Mapping[str, str]) -> JoinedProcess:
             local_rank=_number(environment, "LOCAL_RANK", rank),
             local_size=_number(environment, "LOCAL_WORLD_SIZE", world_size),
             init_method="env://",
+            restarts=_number(environment, "TORCHELASTIC_RESTART_COUNT", 0),
         )
     )
 

@@ -164,9 +164,14 @@ def _run_joined(
     if joined.world_size == 1:
         return main(args)
     _prepare_process(device, joined.local_rank)
+    store, _, _ = next(
+        dist.rendezvous(joined.init_method, joined.rank, joined.world_size, timeout=timeout)
+    )
+    # torchrun's store outlives a restart: without a prefix of its own, the new group reads the
+    # addresses of processes that are dead
     dist.init_process_group(
         "nccl" if device == "cuda" else "gloo",
-        init_method=joined.init_method,
+        store=dist.PrefixStore(f"start {joined.restarts}", store),
         rank=joined.rank,
         world_size=joined.world_size,
         timeout=timeout,

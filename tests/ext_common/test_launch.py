@@ -86,6 +86,8 @@ def test_what_cannot_be_started_is_refused(
 
 def test_torchrun_is_recognised() -> None:
     assert find_joined_process(TORCHRUN) == JoinedProcess(5, 8, 1, 4, "env://")
+    again = find_joined_process({**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": "2"})
+    assert again == JoinedProcess(5, 8, 1, 4, "env://", restarts=2)
     assert find_joined_process({}) is None
 
 
