@@ -21,7 +21,7 @@ from demo_table import Scores, format_table, plot, read_scores
 ROOT = Path(__file__).resolve().parent.parent
 PROCESSES = min(2, os.cpu_count() or 1)  # gloo processes on CPU: one thread each
 # `make demo` is to end within eight minutes; the table takes the configurations' 300 iterations
-QUICK = ("SOLVER.MAX_ITER", "240")
+QUICK = ("SOLVER.MAX_ITER", "216")
 STEPS = {"boxsup": "BoxSup_demo", "detic": "Detic_demo", "oracle": "Oracle_demo"}
 TITLES = {
     "boxsup": "boxes of base classes",
