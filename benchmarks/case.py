@@ -53,6 +53,8 @@ class Case:
         variants: sizes to measure.
         tiny: a size that runs in milliseconds, for tests and warming up.
         tolerance: allowed difference of every result, as a share of its largest magnitude.
+        most_repeats: fewer timed calls than ``--repeat`` says, for calls of many seconds, with one
+            call before them; None = as many as it says.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Case:
     variants: tuple[Variant, ...]
     tiny: Variant
     tolerance: float = 1e-6
+    most_repeats: int | None = None
 
     def variant(self, name: str) -> Variant:
         """The variant of a name (``tiny`` included)."""

@@ -28,6 +28,8 @@ def run_variant(
     with_memory: bool = True,
 ) -> list[Row]:
     """Measure all implementations of one variant in the same run."""
+    if case.most_repeats is not None:
+        warmup, repeat = min(1, warmup), min(case.most_repeats, repeat)
     difference = differences(variant, device)
     problem = variant.build(device)
     times = measure_times(problem.implementations, device=device, warmup=warmup, repeat=repeat)

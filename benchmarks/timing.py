@@ -44,12 +44,13 @@ def measure_times(
 
 
 def _seconds(run: Implementation, device: torch.device) -> float:
-    start = _now(device)
+    start = now(device)
     run()
-    return _now(device) - start
+    return now(device) - start
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds of the clock that the module's text describes."""
     if device.type != "cuda":
         return time.process_time()
     torch.cuda.synchronize(device)

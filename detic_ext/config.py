@@ -18,7 +18,6 @@ DROPPED_KEYS = (
     "EVAL_AP_FIX",
     "EVAL_CAT_SPEC_AR",
     "EVAL_PRED_AR",
-    "EVAL_PROPOSAL_AR",
     "GEN_PSEDO_LABELS",
     "IS_DEBUG",
     "QUICK_DEBUG",
@@ -37,9 +36,13 @@ def add_detic_config(cfg: CfgNode) -> None:
     """Add Detic's keys to a configuration that has detectron2's and the common ones."""
     # Mixed supervision: batches carry image labels (docs/detic.md)
     add_default(cfg, "WITH_IMAGE_LABELS", False)
+    # score the recall of the proposals as well (box_proposals, docs/evaluation.md)
+    add_default(cfg, "EVAL_PROPOSAL_AR", False)
     add_default(cfg, "FP16", False)  # half precision in the backbone alone, as published
     _add_box_head(cfg.MODEL.ROI_BOX_HEAD)
     add_default(cfg.MODEL.ROI_HEADS, "MASK_WEIGHT", 1.0)  # factor of the mask loss
+    # True: a batch whose first picture shows no object trains no masks, as in the original
+    add_default(cfg.MODEL.ROI_HEADS, "MASKS_NEED_FIRST_IMAGE", False)
     # keep the best class of each region only
     add_default(cfg.MODEL.ROI_HEADS, "ONE_CLASS_PER_PROPOSAL", False)
     _add_model(cfg.MODEL)
@@ -65,13 +68,19 @@ def _add_box_head(head: CfgNode) -> None:
     add_default(head, "USE_FED_LOSS", False)  # federated loss: sampled classes only
     # image counts per class; where the file is missing they are taken from the training data
     add_default(head, "CAT_FREQ_PATH", "datasets/metadata/lvis_v1_train_cat_info.json")
-    add_default(head, "FED_LOSS_NUM_CAT", 50)  # classes per step, the background slot included
+    add_default(head, "FED_LOSS_NUM_CAT", 50)  # classes per step
+    # the background takes one of these places, as published
+    add_default(head, "FED_LOSS_COUNT_BACKGROUND", True)
     add_default(head, "FED_LOSS_FREQ_WEIGHT", 0.5)  # sampling weight = image count ** this
     add_default(head, "IGNORE_ZERO_CATS", False)  # no gradient to classes without training images
     # Losses of image-label batches (section 4)
     # max_size | max_score | min_loss | first | image | wsddn
     add_default(head, "IMAGE_LABEL_LOSS", "max_size")
+    # max_size leaves out the last region, as published; False: only one that ADD_IMAGE_BOX appended
+    add_default(head, "MAX_SIZE_IGNORE_LAST", True)
     add_default(head, "IMAGE_LOSS_WEIGHT", 0.1)  # factor of the image-label loss
+    # image labels and captions teach all stages, as published; False: the first one alone
+    add_default(head, "IMAGE_LOSS_ALL_STAGES", True)
     add_default(head, "WS_NUM_PROPS", 128)  # proposals per image-label picture
     add_default(head, "ADD_IMAGE_BOX", False)  # append a box of the whole picture
     add_default(head, "IMAGE_BOX_SIZE", 1.0)  # its size as a share of width and height

@@ -41,6 +41,7 @@ def check_detic(cfg: CfgNode, training: bool) -> None:
             _check_captions(cfg)
         _check_image_labels(cfg)
         _check_lists(cfg)
+        _check_archives(cfg)
 
 
 def _check_head(cfg: CfgNode) -> None:
@@ -181,6 +182,17 @@ def _check_caption_batches(cfg: CfgNode, kinds: Sequence[str]) -> None:
             f"as one with boxes, got {sizes} for {list(kinds)}",
             where="MODEL.CAP_BATCH_RATIO",
             fix="make it the ratio of DATALOADER.DATASET_BS (1 without USE_DIFF_BS_SIZE)",
+        )
+
+
+def _check_archives(cfg: CfgNode) -> None:
+    loader = cfg.DATALOADER
+    if loader.USE_TAR_DATASET and loader.SAMPLER_TRAIN != "MultiDatasetSampler":
+        raise ConfigError(
+            f"the loader of {loader.SAMPLER_TRAIN} reads no tar archives",
+            where="DATALOADER.USE_TAR_DATASET",
+            fix="set DATALOADER.SAMPLER_TRAIN MultiDatasetSampler (it takes a single dataset too), "
+            "or USE_TAR_DATASET False",
         )
 
 

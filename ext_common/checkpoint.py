@@ -90,6 +90,7 @@ class Checkpointer:
         folder: of the run; made when something is saved.
         parts: saved under their names from the main process, the same in all processes.
         process_parts: differ between processes (random generators); all of them are saved.
+        conditions: saved like ``parts``; restored before all else, so that they can refuse.
     """
 
     def __init__(
@@ -99,11 +100,13 @@ class Checkpointer:
         *,
         parts: Mapping[str, Stateful] | None = None,
         process_parts: Mapping[str, Stateful] | None = None,
+        conditions: Mapping[str, Stateful] | None = None,
     ) -> None:
         self.model = unwrap_model(model)
         self.folder = Path(folder)
         self.parts = dict(parts or {})
         self.process_parts = dict(process_parts or {})
+        self.conditions = dict(conditions or {})
         self.path_manager = PathManager  # PeriodicCheckpointer asks for it
         self._last_saved = ""
 
@@ -126,7 +129,8 @@ class Checkpointer:
         vocabulary = _vocabulary(self.model)
         if vocabulary is not None:
             state["vocabulary"] = vocabulary.state_dict()
-        state.update({key: part.state_dict() for key, part in self.parts.items()})
+        parts = {**self.conditions, **self.parts}
+        state.update({key: part.state_dict() for key, part in parts.items()})
         state.update({key: [states[key] for states in everyones] for key in self.process_parts})
         state.update(extra)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -149,10 +153,14 @@ class Checkpointer:
         Raises:
             WeightsError: only damaged checkpoints, or one of another model or optimizer. Another
                 call is possible afterwards.
+            ExtError: a condition does not hold; nothing is changed then.
         """
         path, state = self._read_same_checkpoint()
         if path is None or state is None:
             return None
+        for key, condition in self.conditions.items():
+            if key in state:
+                _restore(condition, state[key], f"{path}: {key}")
         logger.info("Resuming from %s", path)
         _load_stored(self.model, unwrap(state, str(path)), str(path), strict=True)
         for key, part in self.parts.items():
@@ -163,7 +171,7 @@ class Checkpointer:
         for key, part in self.process_parts.items():
             if key not in skip:
                 self._restore_own(part, state.get(key, []), key)
-        taken = {"model", "vocabulary", *self.parts, *self.process_parts}
+        taken = {"model", "vocabulary", *self.conditions, *self.parts, *self.process_parts}
         return {key: value for key, value in state.items() if key not in taken}
 
     def _read_same_checkpoint(self) -> tuple[Path | None, dict[str, Any] | None]:

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -57,6 +57,7 @@ class CheckpointHook(HookBase):
         self._keep_last = keep_last
         self._on_failure = on_failure
         self._stop = stop
+        self._saved = -1
 
     def after_step(self) -> None:
         """Save where it is due.
@@ -69,13 +70,7 @@ class CheckpointHook(HookBase):
         signal_name = self._stop()
         due = self._period > 0 and (iteration + 1) % self._period == 0
         if signal_name:
-            self._save(f"model_{iteration:07d}", iteration)
-            comm.synchronize()  # nobody ends, and takes the others along, while one is writing
-            raise TrainingInterrupted(
-                f"stopped by {signal_name} after iteration {iteration}, the checkpoint is saved",
-                where=self._checkpointer.get_checkpoint_file(),
-                fix="--resume continues the run",
-            )
+            self.save_and_stop(signal_name)
         if due:
             try:
                 self._save(f"model_{iteration:07d}", iteration)
@@ -86,8 +81,28 @@ class CheckpointHook(HookBase):
         if iteration >= self.trainer.max_iter - 1:
             self._save("model_final", iteration)
 
+    def save_and_stop(self, reason: str) -> NoReturn:
+        """Save what is not saved yet, and end the run; all processes call this together.
+
+        Args:
+            reason: name of the signal, and perhaps what it met.
+
+        Raises:
+            TrainingInterrupted: always, unless the checkpoint cannot be saved (WeightsError).
+        """
+        iteration = min(self.trainer.iter, self.trainer.max_iter - 1)
+        if self._saved != iteration:
+            self._save(f"model_{iteration:07d}", iteration)
+        comm.synchronize()  # nobody ends, and takes the others along, while one is writing
+        raise TrainingInterrupted(
+            f"stopped by {reason} after iteration {iteration}, the checkpoint is saved",
+            where=self._checkpointer.get_checkpoint_file(),
+            fix="--resume continues the run",
+        )
+
     def _save(self, name: str, iteration: int) -> None:
         self._checkpointer.save(name, iteration=iteration)
+        self._saved = iteration
         if comm.is_main_process():
             remove_older(Path(self._checkpointer.folder), self._keep_last)
 

@@ -43,6 +43,9 @@ def add_common_config(cfg: CfgNode) -> None:
     # folder for the indices; empty = beside the file, or the user's cache where that is read-only
     add_default(cfg.DATASETS, "INDEX_FOLDER", "")
 
+    # a sample that takes longer to read stops the run with its name; 0 = no limit
+    add_default(cfg.DATALOADER, "TIMEOUT_SECONDS", 60.0)
+
     # class names: a,b,c | FILE | dataset:NAME; empty = as the package says
     add_default(cfg.MODEL, "VOCABULARY", "")
     text = add_node(cfg.MODEL, "TEXT_ENCODER")
@@ -98,10 +101,14 @@ def _add_input(cfg: CfgNode) -> None:
 
 def _add_solver(solver: CfgNode) -> None:
     add_default(solver, "USE_CUSTOM_SOLVER", False)  # one group per parameter, multipliers, AdamW
-    add_default(solver, "OPTIMIZER", "SGD")  # SGD | ADAMW
+    add_default(solver, "OPTIMIZER", "SGD")  # SGD | ADAMW | one that a package adds (LARS)
     add_default(solver, "BACKBONE_MULTIPLIER", 1.0)  # learning-rate factor of backbone parameters
     add_default(solver, "CUSTOM_MULTIPLIER", 1.0)  # factor of parameters named below
     add_default(solver, "CUSTOM_MULTIPLIER_NAME", [])  # substrings of parameter names
+    # batches of IMS_PER_BATCH images whose gradients are added for one step (one iteration)
+    add_default(solver, "ACCUMULATE", 1)
+    # BASE_LR is meant for so many images per step and scaled to those of this run; 0 = as it is
+    add_default(solver, "LR_REFERENCE_BATCH", 0)
     add_default(solver.AMP, "DTYPE", "float16")  # float16 (with loss scaling) | bfloat16
     add_default(solver, "RESET_ITER", False)  # start at iteration 0 from a resumed checkpoint
     add_default(solver, "TRAIN_ITER", -1)  # >=0: stop there while the schedule keeps MAX_ITER

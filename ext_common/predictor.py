@@ -22,7 +22,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
-from detectron2.modeling import build_model
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -30,6 +29,7 @@ from ext_common.checkpoint import load_model_weights
 from ext_common.config import add_common_config
 from ext_common.errors import ConfigError, ImageError, VocabularyError, WeightsError
 from ext_common.images import Source, image_size, printable, read_image
+from ext_common.modeling.build import build_model
 from ext_common.results import Detections
 from ext_common.text_encoder import build_text_encoder, embed_vocabulary
 from ext_common.transforms import build_augmentations

@@ -19,3 +19,21 @@ TRAIN_LOADER_REGISTRY = Registry("TRAIN_LOADER")
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
 """Key: ``evaluator_type`` of a dataset's metadata. ``build(cfg, name, folder) -> DatasetEvaluator``."""
+
+MODEL_SETUP_REGISTRY = Registry("MODEL_SETUP")
+"""``setup(cfg, model) -> None``: changes a built model before its weights are loaded (freezing)."""
+
+TRAIN_HOOK_REGISTRY = Registry("TRAIN_HOOK")
+"""``build(cfg, trainer) -> list[HookBase]``: a package's own hooks; an empty list where unused."""
+
+OPTIMIZER_REGISTRY = Registry("OPTIMIZER")
+"""Key: a value of ``SOLVER.OPTIMIZER``. ``build(cfg, model) -> torch.optim.Optimizer``."""
+
+LR_SCHEDULE_REGISTRY = Registry("LR_SCHEDULE")
+"""Key: a value of ``SOLVER.LR_SCHEDULER_NAME``. ``build(cfg, optimizer) -> LRScheduler``."""
+
+WEIGHT_EXPORT_REGISTRY = Registry("WEIGHT_EXPORT")
+"""Key: ``convert_weights.py --export``. ``export(tensors by name) -> ExportedWeights``."""
+
+AUDIT_REGISTRY = Registry("AUDIT")
+"""``train_net.py --audit-NAME``. ``audit(trainer) -> report``, printed; raises if it fails."""

@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ext_common.atomic_file import remove_leftovers
+from ext_common.atomic_file import remove_leftovers, write_bytes
 from ext_common.checkpoint_files import LAST_CHECKPOINT, checkpoints_newest_first, side_file_of
 from ext_common.errors import ConfigError
 from ext_common.packages import PACKAGES
@@ -24,7 +24,8 @@ AUTO_FOLDER = "auto"
 """Last part of an ``OUTPUT_DIR`` that stands for the name of the config file (Detic's habit)."""
 
 METRICS_FILE = "metrics.json"
-_RUN_FILES = (METRICS_FILE, "results.json", LAST_CHECKPOINT, "config.yaml")
+CONFIG_FILE = "config.yaml"
+_RUN_FILES = (METRICS_FILE, "results.json", LAST_CHECKPOINT, CONFIG_FILE)
 _RUN_PATTERNS = ("log.txt*", "events.out.tfevents.*", "inference_*", "crash")
 
 logger = logging.getLogger(__name__)
@@ -68,12 +69,17 @@ def open_run_folder(folder: str | Path, *, resume: bool, overwrite: bool, traini
         return
     if overwrite:
         remove_run(folder)
-    elif checkpoints_newest_first(folder) or (folder / METRICS_FILE).exists():
+    elif holds_run(folder):
         raise ConfigError(
             f"{folder} holds an earlier run",
             where="OUTPUT_DIR",
             fix="give --resume to continue it, --overwrite to start again, or another folder",
         )
+
+
+def holds_run(folder: str | Path) -> bool:
+    """Whether a training has written its checkpoints or metrics here."""
+    return bool(checkpoints_newest_first(Path(folder))) or Path(folder, METRICS_FILE).exists()
 
 
 def remove_run(folder: Path) -> None:
@@ -92,7 +98,7 @@ def start_logging(cfg: CfgNode, command: str) -> None:
     """Log to the terminal (main process) and to ``OUTPUT_DIR/log.txt`` (each process its own).
 
     Args:
-        cfg: written to ``OUTPUT_DIR/config.yaml``.
+        cfg: for ``OUTPUT_DIR`` and the device.
         command: how the run was started.
     """
     rank = comm.get_rank()
@@ -111,6 +117,12 @@ def start_logging(cfg: CfgNode, command: str) -> None:
         device,
         comm.get_world_size(),
     )
-    path = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    path.write_text(cfg.dump())
+
+
+def write_config(cfg: CfgNode) -> None:
+    """Write ``OUTPUT_DIR/config.yaml``, from the main process; once the run may go on with it."""
+    if not comm.is_main_process():
+        return
+    path = Path(cfg.OUTPUT_DIR) / CONFIG_FILE
+    write_bytes(path, cfg.dump().encode())
     logger.info("The complete configuration is in %s", path)

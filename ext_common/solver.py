@@ -3,10 +3,12 @@
 ``SOLVER.USE_CUSTOM_SOLVER False`` is detectron2's builder. ``True`` is Detic's (specification
 section 5): one group per parameter, learning-rate multipliers by name, SGD or AdamW. Both take
 ``CLIP_GRADIENTS.CLIP_TYPE full_model`` (one norm over all gradients) besides detectron2's types.
+Packages add optimizers and schedules of their own through the registries.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +20,9 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
 from ext_common.errors import ConfigError
+from ext_common.registries import LR_SCHEDULE_REGISTRY, OPTIMIZER_REGISTRY
+
+logger = logging.getLogger(__name__)
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "SGD": torch.optim.SGD,
@@ -42,13 +47,13 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
             fix="unfreeze a part of it, or evaluate with --eval-only",
         )
     full_model = clipping.ENABLED and clipping.CLIP_TYPE == "full_model"
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.BASE_LR = scaled_lr(cfg)
     if full_model:
         # detectron2 does not know this type: its own clipping stays off
-        cfg = cfg.clone()
-        cfg.defrost()
         cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
-    build = _build_custom_optimizer if cfg.SOLVER.USE_CUSTOM_SOLVER else _build_detectron2_optimizer
-    optimizer: torch.optim.Optimizer = build(cfg, model)
+    optimizer: torch.optim.Optimizer = _builder(cfg)(cfg, model)
     if full_model:
         clip_by_global_norm(optimizer, clipping.CLIP_VALUE, clipping.NORM_TYPE)
     return optimizer
@@ -64,6 +69,11 @@ def build_lr_scheduler(
     Raises:
         ConfigError: unknown name, or numbers that make no schedule.
     """
+    name = cfg.SOLVER.LR_SCHEDULER_NAME
+    if name in LR_SCHEDULE_REGISTRY:
+        schedule: torch.optim.lr_scheduler.LRScheduler
+        schedule = LR_SCHEDULE_REGISTRY.get(name)(cfg, optimizer)
+        return schedule
     try:
         return _build_detectron2_scheduler(cfg, optimizer)
     except (ValueError, ZeroDivisionError) as error:
@@ -72,6 +82,36 @@ def build_lr_scheduler(
             where="SOLVER.LR_SCHEDULER_NAME, STEPS, WARMUP_* and MAX_ITER",
             fix="WarmupCosineLR and WarmupMultiStepLR with increasing STEPS work",
         ) from error
+
+
+def effective_batch(cfg: CfgNode) -> int:
+    """Images of one step, over all processes and accumulated batches.
+
+    Raises:
+        ConfigError: ``SOLVER.ACCUMULATE`` below 1.
+    """
+    count = cfg.SOLVER.ACCUMULATE
+    if count < 1:
+        raise ConfigError(f"{count}", where="SOLVER.ACCUMULATE", fix="1 or more")
+    return int(cfg.SOLVER.IMS_PER_BATCH * count)
+
+
+def scaled_lr(cfg: CfgNode) -> float:
+    """The learning rate of this run; where it follows from the batch, the log says how."""
+    solver = cfg.SOLVER
+    images, reference, base = effective_batch(cfg), solver.LR_REFERENCE_BATCH, float(solver.BASE_LR)
+    lr = base * images / reference if reference > 0 else base
+    if solver.ACCUMULATE > 1 or reference > 0:
+        rule = f"{base:g} x {images} / {reference}" if reference > 0 else "SOLVER.BASE_LR as it is"
+        logger.info(
+            "Effective batch: %d images x %d accumulated = %d per step; learning rate %s = %g",
+            solver.IMS_PER_BATCH,
+            solver.ACCUMULATE,
+            images,
+            rule,
+            lr,
+        )
+    return lr
 
 
 def parameter_groups(
@@ -130,10 +170,16 @@ def clip_by_global_norm(
     optimizer.register_step_pre_hook(clip)
 
 
+def _builder(cfg: CfgNode) -> Any:
+    if cfg.SOLVER.OPTIMIZER in OPTIMIZER_REGISTRY:
+        return OPTIMIZER_REGISTRY.get(cfg.SOLVER.OPTIMIZER)
+    return _build_custom_optimizer if cfg.SOLVER.USE_CUSTOM_SOLVER else _build_detectron2_optimizer
+
+
 def _build_custom_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     solver = cfg.SOLVER
     name = solver.OPTIMIZER
-    _check_choice("SOLVER.OPTIMIZER", name, tuple(OPTIMIZERS))
+    _check_choice("SOLVER.OPTIMIZER", name, (*OPTIMIZERS, *dict(OPTIMIZER_REGISTRY)))
     groups = parameter_groups(
         model,
         base_lr=solver.BASE_LR,

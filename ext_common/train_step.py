@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ext_common.errors import ConfigError, ExtError
+from ext_common.micro_batches import CountsMicroBatches, MicroBatches, mean_by_name
 from ext_common.non_finite import NonFiniteStep, ProcessStep, gradient_norms, image_ids
 
 logger = logging.getLogger(__name__)
@@ -140,10 +142,11 @@ class TrainStep:
         self.skipped = int(state_dict["skipped"])
 
     def __call__(self, batch: Any, iteration: int = 0) -> StepLosses | None:
-        """Train on one batch.
+        """Train on one batch, or on several with one update (gradient accumulation).
 
         Args:
-            batch: what the model takes; detectron2's list of dicts, for messages.
+            batch: what the model takes (detectron2's list of dicts, for messages), or
+                ``MicroBatches`` of it; their losses are averaged.
             iteration: for messages.
 
         Returns:
@@ -154,32 +157,59 @@ class TrainStep:
                 finite; no process has updated its weights then.
             ExtError: the model returned something else than losses.
         """
+        parts = batch.parts if isinstance(batch, MicroBatches) else (batch,)
+        seen = batch.samples() if isinstance(batch, MicroBatches) else batch
         stop_asked = self.options.stop_asked()
         self.optimizer.zero_grad(set_to_none=True)
+        found: list[StepLosses] = []
         try:
-            with self.precision.autocast():
-                names, values_K = self._losses(batch)
+            for index, part in enumerate(parts[:-1]):
+                with self._without_exchange():
+                    losses, values_K = self._forward(part, index, len(parts))
+                    found.append(losses)
+                    self._backward(values_K, len(parts))
+            losses, values_K = self._forward(parts[-1], len(parts) - 1, len(parts))
+            found.append(losses)
         except FloatingPointError as error:  # detectron2's proposal generators look themselves
             # the other processes go on to exchange gradients: only a lone one can leave it out
             self._leave_out(
-                self._describe({}, batch, iteration, reason=str(error)),
+                self._describe({}, seen, iteration, reason=str(error)),
                 allowed=comm.get_world_size() == 1,
             )
             self.stop_agreed = stop_asked
             return None
-        detached_K = values_K.detach()
-        agreement = _Agreement(torch.isfinite(detached_K).all(), go_on=not stop_asked)
-        scaler = self.precision.scaler
-        scaler.scale(values_K.sum()).backward()
+        result = found[0] if len(found) == 1 else _mean_losses(found)
+        finite_K = torch.isfinite(result.values_K)
+        agreement = _Agreement(finite_K.all(), go_on=not stop_asked)
+        self._backward(values_K, len(parts))
         finite, go_on = agreement.result(self._gradients_finite())
         self.stop_agreed = not go_on
         if not finite:
-            losses = dict(zip(names, detached_K.tolist(), strict=True))
-            self._leave_out(self._describe(losses, batch, iteration))
+            values = dict(zip(result.names, result.values_K.tolist(), strict=True))
+            self._leave_out(self._describe(values, seen, iteration))
             return None
-        scaler.step(self.optimizer)
-        scaler.update()
-        return StepLosses(names, detached_K)
+        self.precision.scaler.step(self.optimizer)
+        self.precision.scaler.update()
+        return result
+
+    def _forward(self, batch: Any, index: int, count: int) -> tuple[StepLosses, Tensor]:
+        """The losses, detached and with their graph."""
+        model: object = self._model
+        if isinstance(model, CountsMicroBatches):
+            model.set_micro_batch(index, count)
+        with self.precision.autocast():
+            names, values_K = self._losses(batch)
+        return StepLosses(names, values_K.detach()), values_K
+
+    def _backward(self, values_K: Tensor, count: int) -> None:
+        total = values_K.sum()
+        self.precision.scaler.scale(total if count == 1 else total / count).backward()
+
+    def _without_exchange(self) -> Any:
+        """Gradients stay in this process: they are exchanged with those of the last batch."""
+        if isinstance(self._losses, DistributedDataParallel):
+            return self._losses.no_sync()
+        return nullcontext()
 
     def _gradients_finite(self) -> Tensor | None:
         """On the device, and the same in all processes, which share their gradients by now."""
@@ -215,6 +245,14 @@ class TrainStep:
             step.error(),
         )
         self.optimizer.zero_grad(set_to_none=True)
+
+
+def _mean_losses(found: list[StepLosses]) -> StepLosses:
+    """The losses of a step with several batches: their means."""
+    means = mean_by_name(
+        (zip(losses.names, losses.values_K.unbind(), strict=True) for losses in found), len(found)
+    )
+    return StepLosses(tuple(means), torch.stack(list(means.values())))
 
 
 class _StackedLosses(nn.Module):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.engine.defaults import default_writers
-from detectron2.evaluation import inference_on_dataset
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch import nn
@@ -24,11 +23,15 @@ from ext_common.checkpoint import Checkpointer, load_model_weights, unwrap_model
 from ext_common.checkpoint_hooks import CheckpointHook, HookStates, KeepBest
 from ext_common.crash_report import write_crash_report
 from ext_common.errors import ConfigError, DatasetError, ExtError
+from ext_common.evaluation.stopping import EvaluationStopped, evaluate_unless_stopped
 from ext_common.hooks import LOG_PERIOD, LossRecorder
-from ext_common.interruption import StopRequest
+from ext_common.interruption import StopRequest, TrainingInterrupted
 from ext_common.loader_faults import explain_dead_worker
+from ext_common.micro_batches import MicroBatches, next_micro_batches
+from ext_common.modeling.build import build_model
 from ext_common.non_finite import NonFiniteStep, image_ids
-from ext_common.registries import TRAIN_LOADER_REGISTRY
+from ext_common.registries import TRAIN_HOOK_REGISTRY, TRAIN_LOADER_REGISTRY
+from ext_common.run_config import RunConfig
 from ext_common.solver import build_lr_scheduler, build_optimizer
 from ext_common.train_state import RandomState
 from ext_common.train_step import Precision, StepOptions, TrainStep
@@ -97,8 +100,13 @@ class ExtTrainer(TrainerBase):
         }
         if hasattr(self.data_loader, "state_dict"):
             parts["loader"] = self.data_loader
+        self._run_config = RunConfig(cfg)
         self.checkpointer = Checkpointer(
-            self.model, cfg.OUTPUT_DIR, parts=parts, process_parts={"random": RandomState()}
+            self.model,
+            cfg.OUTPUT_DIR,
+            parts=parts,
+            process_parts={"random": RandomState()},
+            conditions={"config": self._run_config},
         )
         self.max_iter = last_iteration(cfg)
         self._recorder = LossRecorder(counts=getattr(self.data_loader, "policy", None))
@@ -109,8 +117,20 @@ class ExtTrainer(TrainerBase):
         """The hooks, in the order in which they run."""
         cfg = self.cfg
 
+        saving = CheckpointHook(
+            self.checkpointer,
+            cfg.SOLVER.CHECKPOINT_PERIOD,
+            keep_last=cfg.SOLVER.CHECKPOINT_KEEP_LAST,
+            on_failure=cfg.SOLVER.CHECKPOINT_FAILURE,
+            stop=self._agreed_stop,
+        )
+
         def evaluate_model() -> dict[str, Any]:
-            self.results = evaluate(cfg, self.model)
+            try:
+                self.results = evaluate(cfg, self.model, lambda: self.stop.asked)
+            except EvaluationStopped:
+                self._recorder.flush()
+                saving.save_and_stop(f"{self._signal_name()} while evaluating")
             return flat_results(self.results)
 
         made: list[Any] = [
@@ -119,18 +139,13 @@ class ExtTrainer(TrainerBase):
             self._recorder,
         ]
         if cfg.TEST.PRECISE_BN.ENABLED:
-            batches, count = build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER
+            count = cfg.TEST.PRECISE_BN.NUM_ITER
+            batches = first_batches(cfg, count)
             made.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, batches, count))
-        made.append(
-            # in every process: each gives its random generators' state
-            CheckpointHook(
-                self.checkpointer,
-                cfg.SOLVER.CHECKPOINT_PERIOD,
-                keep_last=cfg.SOLVER.CHECKPOINT_KEEP_LAST,
-                on_failure=cfg.SOLVER.CHECKPOINT_FAILURE,
-                stop=self._agreed_stop,
-            )
-        )
+        for _, build in TRAIN_HOOK_REGISTRY:
+            made.extend(build(cfg, self))
+        # after the hooks that change the state; in every process, for its random generators
+        made.append(saving)
         if cfg.DATASETS.TEST:
             made.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate_model))
         if cfg.SOLVER.CHECKPOINT_KEEP_BEST:
@@ -148,17 +163,26 @@ class ExtTrainer(TrainerBase):
         return made
 
     def resume_or_load(
-        self, *, resume: bool, allow_partial: Sequence[str] = (), unsafe: bool = False
+        self,
+        *,
+        resume: bool,
+        allow_partial: Sequence[str] = (),
+        unsafe: bool = False,
+        allow_change: Sequence[str] = (),
     ) -> None:
         """Continue the run in ``OUTPUT_DIR``, or start from ``MODEL.WEIGHTS`` (may be empty).
 
         Args:
             resume: take the newest whole checkpoint of ``OUTPUT_DIR``, if there is one.
             allow_partial, unsafe: for ``MODEL.WEIGHTS``, see ``checkpoint.load_model_weights``.
+            allow_change: patterns of config keys that may differ from those of the run that is
+                continued, besides ``run_config.FREE_KEYS``.
 
         Raises:
             WeightsError: weights that cannot be used.
+            ConfigError: the run to continue had another configuration.
         """
+        self._run_config.allowed = tuple(allow_change)
         restart = self.cfg.SOLVER.RESET_ITER
         hyper = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         skip = ("scheduler", "loader", "random", "train_step", "hooks") if restart else ()
@@ -197,7 +221,7 @@ class ExtTrainer(TrainerBase):
     def run_step(self) -> None:
         """One batch: detectron2's loop calls this."""
         # torch tells about a dead loader worker at any time, not only to who waits for it
-        with explain_dead_worker(self.iter, self._last_images):
+        with explain_dead_worker(f"at iteration {self.iter}", self._last_images):
             batch, data_time = self._next_batch()
             losses = self.train_step(batch, self.iter)
         if losses is not None:
@@ -207,13 +231,14 @@ class ExtTrainer(TrainerBase):
         start = time.perf_counter()
         if self._batches is None:
             self._batches = iter(self.data_loader)
-        batch = next(self._batches, None)
+        batch = next_micro_batches(self._batches, self.cfg.SOLVER.ACCUMULATE)
         if batch is None:
             raise DatasetError(
                 f"the training loader ended before iteration {self.iter}",
                 fix="a training loader must not end: see TRAIN_LOADER_REGISTRY in docs/training.md",
             )
-        self._last_images = image_ids(batch)
+        together = isinstance(batch, MicroBatches)
+        self._last_images = image_ids(batch.samples() if together else batch)
         return batch, time.perf_counter() - start
 
     def _report_non_finite(self, step: NonFiniteStep) -> None:
@@ -226,16 +251,26 @@ class ExtTrainer(TrainerBase):
         if not self.train_step.stop_agreed:
             return ""
         self._recorder.flush()
+        return self._signal_name()
+
+    def _signal_name(self) -> str:
         return self.stop.signal_name or "a signal to another process"
 
     def after_train(self) -> None:
         """Run the hooks' last part; after an error only those that close files."""
         if self.iter >= self.max_iter:
-            super().after_train()
+            try:
+                super().after_train()
+            except TrainingInterrupted:
+                self._close_writers()
+                raise
             return
         self.storage.iter = self.iter
         if comm.get_world_size() == 1:
             self._recorder.flush()
+        self._close_writers()
+
+    def _close_writers(self) -> None:
         for hook in self._hooks:
             if isinstance(hook, hooks.PeriodicWriter):
                 hook.after_train()
@@ -251,11 +286,30 @@ def build_train_loader(cfg: CfgNode) -> Any:
     return build_common_loader(cfg)
 
 
-def evaluate(cfg: CfgNode, model: nn.Module) -> Results:
+def first_batches(cfg: CfgNode, count: int) -> Iterator[Any]:
+    """The first ``count`` training batches, again and again.
+
+    What is measured on them does not depend on how often a run was interrupted.
+    """
+    while True:
+        yield from itertools.islice(build_train_loader(cfg), count)
+
+
+def evaluate(
+    cfg: CfgNode, model: nn.Module, stop_asked: Callable[[], bool] = lambda: False
+) -> Results:
     """Score a model on every dataset of ``DATASETS.TEST``; all processes take part.
+
+    Args:
+        cfg: complete configuration.
+        model: may be wrapped.
+        stop_asked: looked at between two batches: whether this process was asked to stop.
 
     Returns:
         Results by dataset; complete in the main process, empty in the others.
+
+    Raises:
+        EvaluationStopped: in every process, when one was asked to stop.
     """
     from ext_common.data.loader import build_test_loader
     from ext_common.evaluation.build import build_evaluator
@@ -267,7 +321,8 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> Results:
         folder = Path(cfg.OUTPUT_DIR) / f"inference_{name}"
         # before the loader: an unknown dataset or evaluator is told without reading images
         evaluator = build_evaluator(cfg, name, str(folder))
-        scores = inference_on_dataset(tested, build_test_loader(cfg, name), evaluator)
+        loader = build_test_loader(cfg, name)
+        scores = evaluate_unless_stopped(tested, loader, evaluator, stop_asked)
         if scores:
             results[name] = dict(scores)
     return results

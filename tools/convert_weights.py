@@ -5,6 +5,8 @@
     # a training checkpoint as the authors would publish it, and with other classes
     python tools/convert_weights.py --path output/model_final.pth --output detic.pth --counters drop
     python tools/convert_weights.py --path detic.pth --output mine.pth --classes my_classes.npz
+    # a pretraining of SoCo as weights for detectron2's detectors
+    python tools/convert_weights.py --path output/SoCo/model_final.pth --export soco-fpn --output soco.pkl
     # what is missing, in excess or of another shape
     python tools/convert_weights.py --path detic.pth --check configs/detic/NAME.yaml
 
@@ -23,7 +25,7 @@ from pathlib import Path
 import ext_common  # noqa: F401 - first: it repairs detectron2 0.6
 
 # isort: split
-from detectron2.modeling import build_model
+
 from torch import Tensor
 
 from detic_ext.losses.class_frequency import frequency_weight, read_image_counts
@@ -31,7 +33,9 @@ from ext_common.checkpoint import load_model_weights
 from ext_common.config import load_config
 from ext_common.data.dataset_registry import register_from_config
 from ext_common.errors import ExtError, WeightsError
+from ext_common.modeling.build import build_model
 from ext_common.packages import register_all
+from ext_common.registries import WEIGHT_EXPORT_REGISTRY
 from ext_common.stored_weights import StoredWeights, read_weights
 from ext_common.vocabulary import Vocabulary
 from ext_common.weights_export import (
@@ -66,6 +70,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--kind",
         choices=("backbone", "detector"),
         help="backbone: names are ends of a detector's names; default: by the names",
+    )
+    parser.add_argument(
+        "--export",
+        default="",
+        metavar="NAME",
+        help="other names for the weights of a pretraining: soco-fpn, soco-c4",
     )
     parser.add_argument(
         "--counters",
@@ -105,6 +115,9 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser = build_parser()
     arguments = parser.parse_args(words)
     changes = arguments.counters != KEEP or arguments.classes != KEEP or arguments.kind is not None
+    changes = changes or bool(arguments.export)
+    if arguments.export and arguments.kind is not None:
+        parser.error("--kind follows from --export")
     writes = arguments.output is not None or arguments.format is not None
     if not writes and (changes or not arguments.check):
         parser.error("give --output or --format (and --check alone to look at a file)")
@@ -148,7 +161,7 @@ def convert(arguments: argparse.Namespace) -> ExportedWeights:
             where=str(arguments.path),
             fix="MODEL.WEIGHTS takes it as it is",
         )
-    weights = as_read(stored, arguments.kind)
+    weights = exported(stored, arguments) if arguments.export else as_read(stored, arguments.kind)
     if arguments.counters == ADD:
         weights = replace(weights, tensors=with_counters(weights.tensors))
     elif arguments.counters == DROP:
@@ -167,6 +180,20 @@ def as_read(stored: StoredWeights, kind: str | None) -> ExportedWeights:
     if stored.vocabulary is not None:
         vocabulary = Vocabulary.from_state_dict(stored.vocabulary)
     return ExportedWeights(stored.tensors, by_suffix=backbone, vocabulary=vocabulary)
+
+
+def exported(stored: StoredWeights, arguments: argparse.Namespace) -> ExportedWeights:
+    """The weights under the names of ``--export``; says what is left out."""
+    register_all()
+    known = sorted(name for name, _ in WEIGHT_EXPORT_REGISTRY)
+    if arguments.export not in known:
+        raise WeightsError(
+            f"{arguments.export!r} is not known", where="--export", fix=f"one of {', '.join(known)}"
+        )
+    weights: ExportedWeights = WEIGHT_EXPORT_REGISTRY.get(arguments.export)(stored.tensors)
+    left_out = len(stored.tensors) - len(weights.tensors)
+    print(f"{arguments.path}: {len(weights.tensors)} tensors exported, {left_out} left out")
+    return weights
 
 
 def exchange_classes(weights: ExportedWeights, arguments: argparse.Namespace) -> ExportedWeights:

@@ -50,7 +50,7 @@ uv pip install --python "$here" --quiet -r requirements.txt
 if [ "${DETECTRON2:-release}" = git ]; then
   step="building detectron2 main from GitHub"
   say "3/4 detectron2 main (compiled operators; takes some minutes)"
-  uv pip install --python "$here" --quiet --no-deps "lvis==0.5.3"
+  uv pip install --python "$here" --quiet --no-deps "lvis==0.5.3" "centernet2==1.0.post20221121"
   uv pip install --python "$here" --no-deps --no-build-isolation \
     "git+https://github.com/facebookresearch/detectron2.git"
 else

@@ -25,11 +25,20 @@ from ext_common.checkpoint import Checkpointer, load_model_weights
 from ext_common.config import load_config, validate_config
 from ext_common.data.dataset_registry import register_from_config
 from ext_common.errors import ConfigError, ExtError
+from ext_common.evaluation.tables import format_results
 from ext_common.interruption import INTERRUPTED_CODE, TrainingInterrupted
 from ext_common.launch import launch, run_on_main, usable_device
-from ext_common.run_folder import open_run_folder, resolve_output_dir, start_logging
-from ext_common.run_results import results_table, write_results
-from ext_common.trainer import ExtTrainer, Results, build_model, evaluate
+from ext_common.modeling.build import build_model
+from ext_common.registries import AUDIT_REGISTRY
+from ext_common.run_folder import (
+    holds_run,
+    open_run_folder,
+    resolve_output_dir,
+    start_logging,
+    write_config,
+)
+from ext_common.run_results import write_results
+from ext_common.trainer import ExtTrainer, Results, evaluate
 from ext_common.worker_errors import WorkerCrash, first_line
 
 
@@ -52,6 +61,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--unsafe-load",
         action="store_true",
         help="run the code in the pickle of MODEL.WEIGHTS; only if you trust its author",
+    )
+    parser.add_argument(
+        "--allow-change",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="config keys that may differ from those of the run that --resume continues",
+    )
+    parser.add_argument(
+        "--audit-freeze",
+        action="store_true",
+        help="train two steps, prove that the backbone is frozen, and stop",
     )
     parser.add_argument(
         "--debug", action="store_true", help="show the traceback of expected errors too"
@@ -100,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
     start_logging(cfg, command=" ".join(sys.argv))
     results = run_evaluation(cfg, args) if args.eval_only else run_training(cfg, args)
     if results and comm.is_main_process():
-        print(results_table(results))
+        print(format_results(results, classes=False))
         print(f"Results: {write_results(results, cfg.OUTPUT_DIR)}")
 
 
@@ -108,8 +129,17 @@ def run_training(cfg: CfgNode, args: argparse.Namespace) -> Results:
     """Train, and give the last evaluation."""
     trainer = ExtTrainer(cfg)
     trainer.resume_or_load(
-        resume=args.resume, allow_partial=args.allow_partial, unsafe=args.unsafe_load
+        resume=args.resume,
+        allow_partial=args.allow_partial,
+        unsafe=args.unsafe_load,
+        allow_change=args.allow_change,
     )
+    write_config(cfg)
+    if args.audit_freeze:
+        report = AUDIT_REGISTRY.get("freeze")(trainer)
+        if comm.is_main_process():
+            print(report)
+        return {}
     trainer.train()
     return trainer.results
 
@@ -118,6 +148,8 @@ def run_evaluation(cfg: CfgNode, args: argparse.Namespace) -> Results:
     """Evaluate ``MODEL.WEIGHTS``, or with ``--resume`` the newest checkpoint of the run."""
     if not cfg.DATASETS.TEST:
         raise ConfigError("nothing to evaluate on", where="DATASETS.TEST", fix="name a dataset")
+    if comm.is_main_process() and not holds_run(cfg.OUTPUT_DIR):  # a run has its own
+        write_config(cfg)
     model = build_model(cfg)
     if args.resume and Checkpointer(model, cfg.OUTPUT_DIR).resume() is not None:
         return evaluate(cfg, model)

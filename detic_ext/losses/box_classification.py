@@ -24,6 +24,7 @@ class BoxClassificationLoss(nn.Module):
         softmax: softmax over classes and background instead of one sigmoid per class.
         federated_size: FED_LOSS_NUM_CAT where USE_FED_LOSS is on, else None.
         ignore_unseen: IGNORE_ZERO_CATS; classes without training images are left out.
+        count_background: the background takes one of the places of the federated loss.
     """
 
     def __init__(
@@ -32,11 +33,13 @@ class BoxClassificationLoss(nn.Module):
         softmax: bool = False,
         federated_size: int | None = None,
         ignore_unseen: bool = False,
+        count_background: bool = True,
     ) -> None:
         super().__init__()
         self.softmax = softmax
         self.federated_size = federated_size
         self.ignore_unseen = ignore_unseen
+        self.count_background = count_background
 
     @property
     def needs_frequencies(self) -> bool:
@@ -76,7 +79,11 @@ class BoxClassificationLoss(nn.Module):
             return softmax_ce_loss(logits_RK, labels_R, _softmax_weight(logits_RK, seen_C, sample))
         if sample is None and self.federated_size is not None:
             sample = federated_columns(
-                labels_R, _given(freq_weight_C), self.federated_size, max_present=max_present
+                labels_R,
+                _given(freq_weight_C),
+                self.federated_size,
+                max_present=max_present,
+                count_background=self.count_background,
             )
         if sample is None:
             return sigmoid_ce_loss(classify(), labels_R, seen_C)

@@ -42,24 +42,28 @@ def image_label_loss_class(name: str) -> type[ImageLabelLoss]:
     return IMAGE_LABEL_LOSSES[name]
 
 
-def build_image_label_loss(name: str, *, softmax: bool = False) -> ImageLabelLoss:
+def build_image_label_loss(
+    name: str, *, softmax: bool = False, ignore_last: bool = True
+) -> ImageLabelLoss:
     """The loss of a name.
 
     Args:
         name: a key of :data:`IMAGE_LABEL_LOSSES`.
         softmax: SOFTMAX_WEAK_LOSS, for losses that choose the region by its box.
+        ignore_last: of ``max_size`` alone, see :class:`~detic_ext.losses.max_size.MaxSizeLoss`.
 
     Raises:
         ConfigError: an unknown name, or softmax with another kind of loss.
     """
     loss_class = image_label_loss_class(name)
-    if not softmax:
-        return loss_class()
-    if not issubclass(loss_class, BoxSelectedLoss):
+    if softmax and not issubclass(loss_class, BoxSelectedLoss):
         allowed = [n for n, c in IMAGE_LABEL_LOSSES.items() if issubclass(c, BoxSelectedLoss)]
         raise ConfigError(
             f"image-label loss {name!r} has no softmax form",
             where="MODEL.ROI_BOX_HEAD.SOFTMAX_WEAK_LOSS",
             fix=f"turn it off, or choose one of {', '.join(allowed)}",
         )
-    return loss_class(softmax=True)
+    options = {"softmax": True} if softmax else {}
+    if issubclass(loss_class, MaxSizeLoss):
+        options["ignore_last"] = ignore_last
+    return loss_class(**options)

@@ -39,11 +39,12 @@ def federated_columns(
     size: int = 50,
     *,
     max_present: int | None = None,
+    count_background: bool = True,
     generator: torch.Generator | None = None,
 ) -> ColumnSample:
     """Every label that occurs, completed to ``size`` by classes drawn by frequency.
 
-    The background takes one of the places where it occurs. Classes are drawn without replacement,
+    As published, the background takes one of the places where it occurs. Classes are drawn without replacement,
     with probability proportional to their weight; a weight of 0 is never drawn, so fewer than
     ``size`` columns count where the vocabulary is that small. If ``size`` or more labels occur,
     all of them count and none is drawn.
@@ -55,6 +56,7 @@ def federated_columns(
         max_present: an upper bound, known to the caller, of how many distinct labels occur
             (annotated objects of the batch + 1); labels beyond it would be lost. It keeps S small
             on an accelerator, where S is ``min(R, C + 1)`` without it. None on the CPU: counted.
+        count_background: False = all places are for classes (FED_LOSS_COUNT_BACKGROUND).
         generator: source of randomness on the tensors' device; None = the global one.
 
     Returns:
@@ -63,6 +65,8 @@ def federated_columns(
     num_columns = freq_weight_C.numel() + 1
     present_K = torch.zeros(num_columns, dtype=torch.bool, device=freq_weight_C.device)
     present_K.index_fill_(0, labels_R, True)
+    if not count_background:
+        present_K[-1] = False
     if max_present is not None:
         bound = min(labels_R.numel(), max_present)
     else:

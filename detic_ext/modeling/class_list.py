@@ -77,20 +77,34 @@ def _names_from_datasets(cfg: CfgNode) -> tuple[str, ...] | None:
 def class_frequencies(cfg: CfgNode, num_classes: int) -> Tensor | None:
     """Sampling weights [C] from the frequency file or, without it, from the training data.
 
+    Counts of more classes than the model has are of another vocabulary, and are not used.
+
     Returns:
         None where neither is here: they may be in the checkpoint, and only training needs them.
     """
     head = cfg.MODEL.ROI_BOX_HEAD
     counts: Sequence[float] | None = None
     if Path(head.CAT_FREQ_PATH).is_file():
-        counts = read_image_counts(head.CAT_FREQ_PATH)
-        if len(counts) > num_classes:
-            counts = None  # the default file of another vocabulary
+        counts = _fitting(read_image_counts(head.CAT_FREQ_PATH), num_classes, head.CAT_FREQ_PATH)
     if counts is None:
-        counts = _counts_of_training_data(cfg)
+        counts = _fitting(_counts_of_training_data(cfg), num_classes, "DATASETS.TRAIN")
     if counts is None:
         return None
     return frequency_weight(counts, power=head.FED_LOSS_FREQ_WEIGHT, num_classes=num_classes)
+
+
+def _fitting(
+    counts: Sequence[float] | None, num_classes: int, source: str
+) -> Sequence[float] | None:
+    if counts is not None and len(counts) > num_classes:
+        logger.info(
+            "class frequencies of %s are of another vocabulary (%d classes, the model has %d)",
+            source,
+            len(counts),
+            num_classes,
+        )
+        return None
+    return counts
 
 
 def _counts_of_training_data(cfg: CfgNode) -> Sequence[float] | None:

@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.rcnn import GeneralizedRCNN
+from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
@@ -36,6 +37,7 @@ class CustomRCNN(GeneralizedRCNN):
         class_sampler: draws the classes of each step; None = all classes.
         half_backbone: run the backbone alone in float16 (bfloat16 on CPU), as published.
         dataset_loss_weight: factor of all losses of a batch, by its ``dataset_source``; empty = 1.
+        with_proposals: outputs carry the ``proposals`` too, for the evaluation of their recall.
         rcnn: the arguments of detectron2's GeneralizedRCNN.
     """
 
@@ -50,6 +52,7 @@ class CustomRCNN(GeneralizedRCNN):
         class_sampler: ClassSampler | None = None,
         half_backbone: bool = False,
         dataset_loss_weight: Sequence[float] = (),
+        with_proposals: bool = False,
         **rcnn: Any,
     ) -> None:
         super().__init__(**rcnn)
@@ -60,6 +63,7 @@ class CustomRCNN(GeneralizedRCNN):
         self.class_sampler = class_sampler
         self.half_backbone = half_backbone
         self.dataset_loss_weight = tuple(dataset_loss_weight)
+        self.with_proposals = with_proposals
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -72,6 +76,7 @@ class CustomRCNN(GeneralizedRCNN):
             caption_batch_ratio=cfg.MODEL.CAP_BATCH_RATIO,
             half_backbone=cfg.FP16,
             dataset_loss_weight=cfg.MODEL.DATASET_LOSS_WEIGHT,
+            with_proposals=cfg.EVAL_PROPOSAL_AR,
         )
         if cfg.MODEL.DYNAMIC_CLASSIFIER:
             num_classes = arguments["roi_heads"].num_classes
@@ -83,8 +88,17 @@ class CustomRCNN(GeneralizedRCNN):
 
     @property
     def optional_weights(self) -> tuple[str, ...]:
-        """Patterns of weights that a checkpoint may lack: the text tower has its own file."""
-        return ("text_encoder.*",)
+        """Patterns of weights that a checkpoint may lack.
+
+        The text tower has its own file, and parts of the backbone say which of theirs start fresh
+        from classification weights.
+        """
+        own = [
+            f"{name}.{pattern}"
+            for name, part in self.backbone.named_modules(prefix="backbone")
+            for pattern in getattr(part, "optional_weights", ())
+        ]
+        return ("text_encoder.*", *own)
 
     @property
     def vocabulary(self) -> Vocabulary | None:
@@ -130,7 +144,7 @@ class CustomRCNN(GeneralizedRCNN):
 
         Returns:
             Training: loss name -> scalar; every kind of batch gives the same names.
-            Inference: one ``{"instances": Instances}`` per image.
+            Inference: one ``{"instances": Instances}`` per image (and ``proposals``, see above).
         """
         if not self.training:
             return self.inference(batched_inputs, classifier=classifier)
@@ -163,6 +177,7 @@ class CustomRCNN(GeneralizedRCNN):
         """Detections; ``classifier`` replaces the built-in vocabulary for this call alone."""
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
+        proposals: list[Instances] | None = None
         if detected_instances is None:
             proposals, _ = self.proposal_generator(images, features, None)
             results, _ = self.roi_heads(images, features, proposals, classifier=classifier)
@@ -171,7 +186,14 @@ class CustomRCNN(GeneralizedRCNN):
             results = self.roi_heads.forward_with_given_boxes(features, given)
         if not do_postprocess:
             return results
-        return GeneralizedRCNN._postprocess(results, batched_inputs, images.image_sizes)
+        outputs = GeneralizedRCNN._postprocess(results, batched_inputs, images.image_sizes)
+        if self.with_proposals and proposals is not None:
+            for output, found, item in zip(outputs, proposals, batched_inputs, strict=True):
+                size = found.image_size
+                height, width = item.get("height", size[0]), item.get("width", size[1])
+                # it scales the boxes in place, which the detections have come from
+                output["proposals"] = detector_postprocess(_own_boxes(found), height, width)
+        return outputs
 
     def _supervision(self, batched_inputs: list[dict[str, Any]]) -> Supervision:
         if not self.with_image_labels:
@@ -230,3 +252,11 @@ class CustomRCNN(GeneralizedRCNN):
 
         if get_event_storage().iter % self.vis_period == 0:
             self.visualize_training(batched_inputs, proposals)
+
+
+def _own_boxes(proposals: Instances) -> Instances:
+    """The same proposals with boxes of their own, scored."""
+    copied = Instances(proposals.image_size)
+    copied.proposal_boxes = proposals.proposal_boxes.clone()
+    copied.objectness_logits = proposals.objectness_logits
+    return copied

@@ -125,7 +125,7 @@ class MixedROIHeads(ROIHeads):
                 raise ValueError("box batches need targets")
             proposals = self.label_and_sample_proposals(proposals, targets)
             losses = self._box_losses(maps, proposals, targets, supervision)
-            losses.update(self._mask_losses(maps, proposals))
+            losses.update(self._mask_losses(maps, proposals, shown=len(targets[0]) > 0))
         else:
             proposals = select_weak_proposals(
                 proposals,
@@ -204,9 +204,12 @@ class MixedROIHeads(ROIHeads):
             if stage > 0:
                 proposals = refine_proposals(proposals, boxes, drop_empty=True)
             features_RF = self._stage_features(maps, proposals, stage)
-            with get_event_storage().name_scope(f"stage{stage}"):
-                image_loss = predictor.image_label_loss(features_RF, proposals, supervision)
             zero = features_RF.new_zeros(())
+            if stage == 0 or self.options.weak_all_stages:
+                with get_event_storage().name_scope(f"stage{stage}"):
+                    image_loss = predictor.image_label_loss(features_RF, proposals, supervision)
+            else:
+                image_loss = zero + features_RF.sum() * 0.0 + zero_through([predictor])
             losses[self._named("loss_cls", stage)] = zero
             unused = zero + zero_through([predictor.bbox_pred])
             losses[self._named("loss_box_reg", stage)] = unused
@@ -218,12 +221,21 @@ class MixedROIHeads(ROIHeads):
             losses["loss_mask"] = maps[0].new_zeros(()) + zero_through([self.mask_head])
         return losses
 
-    def _mask_losses(self, maps: list[Tensor], proposals: list[Instances]) -> dict[str, Tensor]:
+    def _mask_losses(
+        self, maps: list[Tensor], proposals: list[Instances], *, shown: bool
+    ) -> dict[str, Tensor]:
+        """Mask loss of the images that have masks.
+
+        Args:
+            maps: feature maps.
+            proposals: sampled, with ground truth.
+            shown: the batch's first image shows an object; matters with ``masks_need_first_image``.
+        """
         if self.mask_head is None:
             return {}
         # an image without masks, the first one too, does not silence the others
         annotated = [index for index, found in enumerate(proposals) if found.has("gt_masks")]
-        if not annotated:
+        if not annotated or (self.options.masks_need_first_image and not shown):
             return {"loss_mask": maps[0].new_zeros(()) + zero_through([self.mask_head])}
         foreground, _ = select_foreground_proposals(
             [proposals[index] for index in annotated], self.num_classes

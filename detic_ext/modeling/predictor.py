@@ -84,13 +84,16 @@ class DeticPredictor(nn.Module):
             softmax=not self.options.sigmoid,
             federated_size=self.options.federated_size,
             ignore_unseen=self.options.ignore_unseen,
+            count_background=self.options.count_background,
         )
         weights = cast("tuple[float, float, float, float]", tuple(box2box_transform.weights))
         self.regression_loss = BoxRegressionLoss(
             weights=weights, kind=self.options.box_loss, beta=self.options.box_loss_beta
         )
         self.weak_loss = build_image_label_loss(
-            self.options.image_label_loss, softmax=self.options.softmax_weak_loss
+            self.options.image_label_loss,
+            softmax=self.options.softmax_weak_loss,
+            ignore_last=self.options.ignore_last,
         )
         self.caption_loss = CaptionLoss(negative_weight=self.options.negative_caption_weight)
         self._has_frequencies = False
@@ -230,8 +233,8 @@ class DeticPredictor(nn.Module):
             return
         if self.freq_weight is None or not bool((self.freq_weight > 0).any()):
             raise ConfigError(
-                "the losses need class frequencies; there is no such file, the training data say "
-                "nothing of them, and neither does MODEL.WEIGHTS",
+                "the losses need class frequencies; there is no such file for these classes, the "
+                "training data say nothing of them, and neither does MODEL.WEIGHTS",
                 where="MODEL.ROI_BOX_HEAD.CAT_FREQ_PATH",
                 fix="give the file, or turn off USE_FED_LOSS and IGNORE_ZERO_CATS",
             )

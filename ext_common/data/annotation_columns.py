@@ -35,6 +35,7 @@ class AnnotationColumns:
         ids, image_ids, category_ids: as in the file; an annotation may have no id.
         strange: places of entries that are no objects.
         bad_masks: places of entries whose polygons are malformed.
+        bad_captions: places of entries without a caption, in files of captions.
     """
 
     def __init__(self, findings: Findings) -> None:
@@ -42,6 +43,7 @@ class AnnotationColumns:
         self.ids, self.image_ids, self.category_ids = IdColumn(), IdColumn(), IdColumn()
         self.strange: set[int] = set()
         self.bad_masks: set[int] = set()
+        self.bad_captions: set[int] = set()
         self._boxes = array("d")
         self._crowd, self._masks, self._boxed = bytearray(), bytearray(), bytearray()
 

@@ -5,6 +5,7 @@
     datasets:
       street_train: {type: lvis, json: train.json, images: photos}
       street_labels: {type: class_folders, images: labels, classes_from: street_train}
+      photos: {type: image_folder, images: photos}
 
 Registering opens no annotation file. The files are read when the dataset, its ``thing_classes`` or
 its ``class_image_count`` is asked for.
@@ -23,7 +24,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ext_common.data.dataset_metadata import LazyMetadata
 from ext_common.data.dataset_names import require_dataset
-from ext_common.data.dataset_spec import DATASET_TYPES, LAZY_KEYS, DatasetSpec
+from ext_common.data.dataset_spec import DATASET_TYPES, LAZY_KEYS, UNLABELLED_TYPES, DatasetSpec
 from ext_common.data.lvis_json import LoadOptions
 from ext_common.errors import DatasetError
 from ext_common.yaml_safe import read_yaml
@@ -41,6 +42,8 @@ _REQUIRED = {
     "coco": {"json", "images"},
     "image_labels": {"json", "images"},
     "class_folders": {"images"},
+    "image_folder": {"images"},
+    "image_tars": {"images"},
 }
 _CHECKS = {"bad_boxes", "allow_links"}
 _OPTIONAL = {
@@ -56,6 +59,8 @@ _OPTIONAL = {
         "bad_files",
         "allow_links",
     },
+    "image_folder": set(),
+    "image_tars": set(),
 }
 _EVALUATORS = {"lvis": "lvis", "coco": "coco"}
 
@@ -112,7 +117,7 @@ def register_dataset(spec: DatasetSpec) -> None:
             )
         return
     known: dict[str, Any] = {"image_root": spec.images}
-    if spec.type != "class_folders":
+    if spec.type != "class_folders" and spec.type not in UNLABELLED_TYPES:
         known["json_file"] = spec.json
     if spec.evaluator:
         known["evaluator_type"] = spec.evaluator
@@ -184,6 +189,8 @@ def _check_keys(fields: Mapping[str, Any], kind: str, where: str) -> None:
 
 
 def _annotation_file(fields: Mapping[str, Any], kind: str) -> str:
+    if kind in UNLABELLED_TYPES:
+        return ""
     if kind != "class_folders":
         return str(fields["json"])
     return str(fields.get("index") or f"{str(fields['images']).rstrip('/')}.index.json")

@@ -22,10 +22,12 @@ from ext_common.data.indexed_records import IndexedRecords
 from ext_common.data.indexing import Indexing
 from ext_common.data.json_files import read_categories, read_json
 from ext_common.data.lvis_json import LoadOptions, dataset_dicts, images_per_class
+from ext_common.data.unlabelled_images import ImageList, images_of_folder, images_of_tars
 from ext_common.errors import DatasetError
 
-DATASET_TYPES = ("lvis", "coco", "image_labels", "class_folders")
+DATASET_TYPES = ("lvis", "coco", "image_labels", "class_folders", "image_folder", "image_tars")
 IMAGE_LABEL_TYPES = frozenset({"image_labels", "class_folders"})
+UNLABELLED_TYPES = frozenset({"image_folder", "image_tars"})
 
 LAZY_KEYS = ("thing_classes", "thing_dataset_id_to_contiguous_id", "class_image_count")
 """Metadata that is read from the files on first use."""
@@ -38,7 +40,8 @@ class DatasetSpec:
     Args:
         name: what config files call it.
         type: one of :data:`DATASET_TYPES`.
-        images: image root, or the root of the class folders.
+        images: image root, or the root of the class folders; for image_tars the folder or list of
+            archives.
         json: annotation file; for class folders the index that is kept there.
         evaluator: ``evaluator_type`` of the metadata; empty = not meant for evaluation.
         groups: class names by group, scored separately.
@@ -70,6 +73,8 @@ class DatasetSpec:
         Raises:
             DatasetError: see ``lvis_json.load_lvis_json`` and ``class_folders``.
         """
+        if self.type in UNLABELLED_TYPES:
+            return list(self.unlabelled())
         where = self.images if self.type == "class_folders" else self.json
         records = dataset_dicts(self.content(), self.images, where, self.load)
         for record in records:
@@ -82,13 +87,23 @@ class DatasetSpec:
         Raises:
             DatasetError: as for a call.
         """
+        if self.type in UNLABELLED_TYPES:
+            return self.unlabelled()
         if self.type == "class_folders" or not indexing.wanted_for(self.json):
             return self()
         index = open_index(self.json, self.load, folder=indexing.folder)
         return IndexedRecords(index, self.images, self.load, self._extra_fields())
 
+    def unlabelled(self) -> ImageList:
+        """The images of an unlabelled type."""
+        if self.type == "image_tars":
+            return images_of_tars(self.images)[0]
+        return images_of_folder(self.images)
+
     def categories(self) -> list[dict[str, Any]]:
-        """The checked categories, by id."""
+        """The checked categories, by id; none for an unlabelled type."""
+        if self.type in UNLABELLED_TYPES:
+            return []
         found: list[dict[str, Any]]
         if self.type == "class_folders":
             classes, where = self._folder_classes(), self.images
@@ -101,6 +116,8 @@ class DatasetSpec:
     def lazy_value(self, key: str) -> Any:
         """One of :data:`LAZY_KEYS`, read from the files."""
         if key == "class_image_count":
+            if self.type in UNLABELLED_TYPES:
+                return []
             if self.type != "class_folders" and Indexing().wanted_for(self.json):
                 return open_index(self.json, self.load).header["class_image_count"]
             return images_per_class(self.content(), self.json)
@@ -118,8 +135,9 @@ class DatasetSpec:
 
     def missing_files(self) -> list[str]:
         """Paths that the dataset needs and that are not there."""
-        needed = [(self.images, Path(self.images).is_dir())]
-        if self.type != "class_folders":
+        found = Path(self.images).exists() if self.type == "image_tars" else None
+        needed = [(self.images, Path(self.images).is_dir() if found is None else found)]
+        if self.type != "class_folders" and self.type not in UNLABELLED_TYPES:
             needed.append((self.json, Path(self.json).is_file()))
         if self.folder_map:
             needed.append((self.folder_map, Path(self.folder_map).is_file()))

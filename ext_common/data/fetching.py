@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from ext_common.data.batching import Ticket
+from ext_common.data.read_watch import ReadWatch
 from ext_common.errors import DatasetError, ExtError
-from ext_common.images import BadSamplePolicy
+from ext_common.images import BadSamplePolicy, printable
 
 Sample = dict[str, Any]
 Mapper = Callable[[Mapping[str, Any]], Sample]
@@ -62,6 +63,9 @@ class SampleFetcher(Dataset[Sample | ExtError]):
         seed: seed of augmentation.
         groups_N: group of every record; None = all alike.
         policy: what to do with bad samples.
+
+    Attributes:
+        watch: which record is being read.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class SampleFetcher(Dataset[Sample | ExtError]):
         self.seed = seed
         self.groups_N = groups_N
         self.policy = policy or BadSamplePolicy("raise")
+        self.watch = ReadWatch()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -91,13 +96,17 @@ class SampleFetcher(Dataset[Sample | ExtError]):
 
     def _first_good(self, ticket: Ticket) -> Sample:
         for attempt, index in enumerate(self._candidates(ticket.record)):
-            record = self.records[index]
-            name = record.get("file_name") or f"record {record.get('image_id', index)}"
-            with own_randomness(self.seed, ticket.position, attempt):
-                sample = self.policy.attempt(name, functools.partial(self.mapper, record))
+            with self.watch.reading(index), own_randomness(self.seed, ticket.position, attempt):
+                record = self.records[index]
+                load = functools.partial(self.mapper, record)
+                sample = self.policy.attempt(_name(record, index), load)
             if sample is not None:
                 return sample
-        raise DatasetError("none of the samples can be read", where=str(name))
+        raise DatasetError("none of the samples can be read", where=_name(record, index))
+
+    def name(self, index: int) -> str:
+        """What messages call a record: its file, else its image id."""
+        return _name(self.records[index], index)
 
     def _candidates(self, index: int) -> Iterator[int]:
         """The index, then the others of its group in order, round to the beginning."""
@@ -109,6 +118,13 @@ class SampleFetcher(Dataset[Sample | ExtError]):
         place = int(np.searchsorted(members, index))
         yield from members[place + 1 :].tolist()
         yield from members[:place].tolist()
+
+
+def _name(record: Mapping[str, Any], index: int) -> str:
+    if record.get("file_name"):
+        return printable(str(record["file_name"]))
+    image = f"image {record.get('image_id', index)}"
+    return f"{image} (tar_index {record['tar_index']})" if "tar_index" in record else image
 
 
 def as_list(items: list[Any]) -> list[Any]:

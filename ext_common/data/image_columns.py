@@ -18,7 +18,8 @@ from ext_common.data.id_column import IdColumn, Unusable
 from ext_common.data.image_paths import image_name, leaves_root
 
 _LARGEST_SIDE = 2**31 - 1
-_LONG_CAPTION = 75  # words; CLIP's text encoder takes 77 tokens with the first and the last
+LONG_CAPTION = 75
+"""Words; CLIP's text encoder takes 77 tokens with the first and the last."""
 
 
 class ImageColumns:
@@ -145,7 +146,7 @@ class ImageColumns:
             self._note(kinds.CAPTION_TYPE, image_id)
         elif not all(text.strip() for text in captions):
             self._note(kinds.CAPTION_EMPTY, image_id)
-        elif any(len(text.split()) > _LONG_CAPTION for text in captions):
+        elif any(len(text.split()) > LONG_CAPTION for text in captions):
             self._note(kinds.CAPTION_LONG, image_id)
 
 

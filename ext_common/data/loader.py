@@ -20,6 +20,7 @@ from ext_common.data.dataset_spec import load_dataset
 from ext_common.data.fetching import Mapper, Sample, SampleFetcher, as_list, raise_errors
 from ext_common.data.indexing import Indexing
 from ext_common.data.mapper import DetectionMapper
+from ext_common.data.read_watch import Patience
 from ext_common.data.records import Records, aspects, load_records, object_classes, serialised
 from ext_common.data.sampling import (
     IndexStream,
@@ -29,6 +30,7 @@ from ext_common.data.sampling import (
 )
 from ext_common.errors import ConfigError
 from ext_common.images import BadSamplePolicy
+from ext_common.loader_worker import prepare_loader_worker
 from ext_common.registries import TRAIN_LOADER_REGISTRY
 
 logger = logging.getLogger(__name__)
@@ -46,14 +48,22 @@ class TrainLoader:
         plan: which samples form which batch.
         rank: this process.
         num_workers: worker processes; 0 = read in this one.
+        timeout: seconds for reading one sample; 0 = no limit.
     """
 
     def __init__(
-        self, fetcher: SampleFetcher, plan: BatchPlan, *, rank: int = 0, num_workers: int = 0
+        self,
+        fetcher: SampleFetcher,
+        plan: BatchPlan,
+        *,
+        rank: int = 0,
+        num_workers: int = 0,
+        timeout: float = 0.0,
     ) -> None:
         self.fetcher = fetcher
         self.rank = rank
         self.num_workers = num_workers
+        self.timeout = timeout
         self._plan = plan
         self._state = PlanState()
         self._running = False
@@ -68,15 +78,7 @@ class TrainLoader:
         self._running = True
         in_flight: deque[PlanState] = deque()
         tickets = _Tickets(self._plan, self._state, self.rank, in_flight)
-        loader = DataLoader(
-            self.fetcher,
-            batch_sampler=tickets,
-            num_workers=self.num_workers,
-            collate_fn=as_list,
-            # its own, so that making workers does not advance the training's random numbers
-            generator=torch.Generator(),
-        )
-        for batch in raise_errors(loader):
+        for batch in _read(self.fetcher, tickets, self.num_workers, self.timeout):
             self._state = in_flight.popleft()
             yield batch
 
@@ -133,7 +135,13 @@ def make_train_loader(
         groups_N=plan.groups_N,
         policy=BadSamplePolicy.from_config(cfg),
     )
-    return TrainLoader(fetcher, plan, rank=comm.get_rank(), num_workers=cfg.DATALOADER.NUM_WORKERS)
+    return TrainLoader(
+        fetcher,
+        plan,
+        rank=comm.get_rank(),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        timeout=cfg.DATALOADER.TIMEOUT_SECONDS,
+    )
 
 
 def plain_plan(cfg: CfgNode, records: Records, stream: IndexStream) -> BatchPlan:
@@ -173,42 +181,48 @@ class TestLoader:
         fetcher: reads samples.
         batch_size: images per batch; the last batch may be smaller.
         num_workers: worker processes; 0 = read in this one.
+        timeout: seconds for reading one sample; 0 = no limit.
     """
 
     __test__ = False  # not a test class of pytest
 
     def __init__(
-        self, fetcher: SampleFetcher, *, batch_size: int = 1, num_workers: int = 0
+        self,
+        fetcher: SampleFetcher,
+        *,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        timeout: float = 0.0,
     ) -> None:
-        self.loader = DataLoader(
-            fetcher,
-            batch_size=batch_size,
-            sampler=_Places(len(fetcher)),
-            num_workers=num_workers,
-            collate_fn=as_list,
-            generator=torch.Generator(),
-        )
+        self._fetcher = fetcher
+        self._num_workers = num_workers
+        self._timeout = timeout
+        self._batches = _TestTickets(len(fetcher), batch_size)
 
     def __len__(self) -> int:
         """Batches of this process."""
-        return len(self.loader)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[list[Sample]]:
         """Lists of test samples; an unreadable image is an error."""
-        return raise_errors(self.loader)
+        return _read(self._fetcher, self._batches, self._num_workers, self._timeout)
 
 
-class _Places:
-    """Tickets of this process' part of a test set."""
+class _TestTickets:
+    """Batches of this process' part of a test set."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, batch_size: int) -> None:
         self._indices = list(InferenceSampler(size))
+        self._starts = range(0, len(self._indices), batch_size)
+        self._batch_size = batch_size
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self._starts)
 
-    def __iter__(self) -> Iterator[Ticket]:
-        return (Ticket(index, index) for index in self._indices)
+    def __iter__(self) -> Iterator[list[Ticket]]:
+        for start in self._starts:
+            own = self._indices[start : start + self._batch_size]
+            yield [Ticket(index, index) for index in own]
 
 
 def build_test_loader(cfg: CfgNode, name: str, *, batch_size: int = 1) -> TestLoader:
@@ -226,7 +240,30 @@ def build_test_loader(cfg: CfgNode, name: str, *, batch_size: int = 1) -> TestLo
         DetectionMapper(cfg, is_train=False),
         seed=0,
     )
-    return TestLoader(fetcher, batch_size=batch_size, num_workers=cfg.DATALOADER.NUM_WORKERS)
+    return TestLoader(
+        fetcher,
+        batch_size=batch_size,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        timeout=cfg.DATALOADER.TIMEOUT_SECONDS,
+    )
+
+
+def _read(
+    fetcher: SampleFetcher, tickets: Any, num_workers: int, timeout: float
+) -> Iterator[list[Sample]]:
+    """Batches of samples for batches of tickets."""
+    patience = Patience(timeout, fetcher.watch, fetcher.name)
+    loader = DataLoader(
+        fetcher,
+        batch_sampler=tickets,
+        num_workers=num_workers,
+        collate_fn=as_list,
+        # its own, so that making workers does not advance the training's random numbers
+        generator=torch.Generator(),
+        timeout=patience.turn if num_workers else 0,
+        worker_init_fn=prepare_loader_worker,
+    )
+    return raise_errors(patience.batches(loader, workers=num_workers))
 
 
 def _stream(cfg: CfgNode, records: Records) -> IndexStream:

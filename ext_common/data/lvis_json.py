@@ -151,7 +151,8 @@ def checked_content(
     resolved = checks.check_annotations(annotations, images, classes, findings)
     findings.refuse(where=where, tolerated=() if options.bad_boxes == "error" else kinds.BAD_BOXES)
     findings.log(kinds.BAD_BOXES, where=where, about="left out")
-    findings.log([kinds.POLYGON_SHORT], where=where)
+    for kind in (kinds.POLYGON_SHORT, kinds.CAPTION_LONG):
+        findings.log([kind], where=where)
     return resolved
 
 

@@ -59,6 +59,9 @@ CAPTION_EMPTY = Kind("caption-empty", "images with an empty caption")
 CAPTION_LONG = Kind(
     "caption-long", "images with a caption of more than 75 words, cut when encoded", "", "warning"
 )
+CAPTION_MISSING = Kind("caption-missing", "annotations without a text in 'caption'")
+CAPTION_BLANK = Kind("caption-blank", "annotations with an empty caption")
+CAPTION_CUT = Kind("caption-cut", "captions of more than 75 words, cut when encoded", "", "warning")
 IMAGE_WITHOUT_NAME = Kind(
     "image-without-name", "images without 'file_name', 'coco_url' or 'tar_index'"
 )
@@ -106,6 +109,8 @@ FILE_SIZE = Kind(
     "images whose file is not of the recorded size",
     "replace the file, or correct width and height; INPUT.TRUST_FILES goes by the file",
 )
+
+PAIR_UNREADABLE = Kind("pair-unreadable", "image-text pairs whose image or captions cannot be read")
 
 PROPOSALS_MISSING = Kind(
     "proposals-missing",

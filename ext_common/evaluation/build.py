@@ -9,6 +9,8 @@ from typing import Any
 from ext_common.errors import DatasetError
 from ext_common.registries import EVALUATOR_REGISTRY
 
+_RECALL = "proposal_recall"
+
 EvaluatorBuilder = Callable[[Any, str, str], Any]
 """``build(cfg, dataset_name, output_folder) -> detectron2 DatasetEvaluator``."""
 
@@ -26,6 +28,8 @@ def register_evaluator(evaluator_type: str) -> Callable[[EvaluatorBuilder], Eval
 def build_evaluator(cfg: Any, dataset_name: str, folder: str | Path | None = None) -> Any:
     """The evaluator that the dataset's metadata asks for with ``evaluator_type``.
 
+    With ``EVAL_PROPOSAL_AR`` (Detic's key) the recall of the proposals is scored as well.
+
     Args:
         cfg: configuration; ``OUTPUT_DIR`` and whatever the evaluator's builder reads.
         dataset_name: a registered dataset.
@@ -35,6 +39,7 @@ def build_evaluator(cfg: Any, dataset_name: str, folder: str | Path | None = Non
         DatasetError: unknown dataset, no ``evaluator_type``, or one that nothing is registered for.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.evaluation import DatasetEvaluators
 
     if dataset_name not in DatasetCatalog.list():
         raise DatasetError(
@@ -53,4 +58,8 @@ def build_evaluator(cfg: Any, dataset_name: str, folder: str | Path | None = Non
         )
     if folder is None:
         folder = Path(cfg.OUTPUT_DIR) / f"inference_{dataset_name}"
-    return EVALUATOR_REGISTRY.get(kind)(cfg, dataset_name, str(folder))
+    evaluator = EVALUATOR_REGISTRY.get(kind)(cfg, dataset_name, str(folder))
+    if not cfg.get("EVAL_PROPOSAL_AR", False) or kind == _RECALL:
+        return evaluator
+    recall = EVALUATOR_REGISTRY.get(_RECALL)(cfg, dataset_name, str(folder))
+    return DatasetEvaluators([evaluator, recall])

@@ -11,11 +11,12 @@ from tabulate import tabulate
 _PER_CLASS_COLUMNS = 3
 
 
-def format_results(results: Mapping[str, Any]) -> str:
+def format_results(results: Mapping[str, Any], *, classes: bool = True) -> str:
     """Tables of one dataset's results, or of several by name.
 
     Args:
         results: ``{task: {metric: percent}}`` as evaluators return it, or ``{dataset: {task: ...}}``.
+        classes: with the single classes.
 
     Returns:
         One line per task with the overall metrics, one per task and class group, then the classes;
@@ -24,7 +25,9 @@ def format_results(results: Mapping[str, Any]) -> str:
     if not results:
         return "no results"
     if any(_is_nested(value) for value in results.values()):
-        return "\n\n".join(f"{name}\n{format_results(value)}" for name, value in results.items())
+        return "\n\n".join(
+            f"{name}\n{format_results(value, classes=classes)}" for name, value in results.items()
+        )
     overall = [
         {"task": task} | {name: cell(number) for name, number in metrics.items() if "-" not in name}
         for task, metrics in results.items()
@@ -33,7 +36,8 @@ def format_results(results: Mapping[str, Any]) -> str:
     groups = [row for task, metrics in results.items() for row in _group_rows(task, metrics)]
     if groups:
         parts.append(_table(groups))
-    parts += [_class_table(task, metrics) for task, metrics in results.items()]
+    if classes:
+        parts += [_class_table(task, metrics) for task, metrics in results.items()]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -140,6 +140,11 @@ class SwinTransformer(Backbone):
         }
 
     @property
+    def optional_weights(self) -> tuple[str, ...]:
+        """Patterns of weights that a file may lack: a classifier has none of the outputs' norms."""
+        return tuple(f"norm{index}.*" for index in self._out_indices)
+
+    @property
     def size_divisibility(self) -> int:
         """The largest stride: batches are padded to multiples of it (any size is accepted)."""
         return max(shape.stride for shape in self._shapes.values())

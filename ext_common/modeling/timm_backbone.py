@@ -79,6 +79,8 @@ class TimmBackbone(Backbone):
             options.BASE_NAME,
             out_levels=options.OUT_LEVELS,
             pretrained=options.PRETRAINED,
+            # they are loaded after timm's and must cover the model
+            weights_follow=bool(cfg.MODEL.WEIGHTS),
             in_channels=input_shape.channels,
         )
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from timm.layers import Format
 from torch import nn
 
 from ext_common.errors import ConfigError, WeightsError
+
+logger = logging.getLogger(__name__)
 
 RESNET50_IN21K = "resnet50_in21k"
 """ResNet-50 of the published detectors; weights come through MODEL.WEIGHTS (detic spec 1.1)."""
@@ -32,6 +35,7 @@ def create_timm_model(
     *,
     out_levels: Sequence[int],
     pretrained: bool = False,
+    weights_follow: bool = False,
     drop_path_rate: float | None = None,
     in_channels: int = 3,
     **model_options: Any,
@@ -44,6 +48,8 @@ def create_timm_model(
         out_levels: 1-based positions in timm's ``feature_info``: [stem, layer1 .. layer4] for
             ResNets, the four stages for ConvNeXt and Swin (detic spec 1.1).
         pretrained: load timm's weights from the local cache. Nothing is downloaded.
+        weights_follow: other weights are loaded into the model afterwards, so that a cache without
+            timm's is only worth a warning.
         drop_path_rate: share of residual branches dropped in training; None = 0.2 for ConvNeXt
             tiny and small, 0.3 for other ConvNeXt, and timm's default for everything else.
         in_channels: channels of the image.
@@ -69,7 +75,7 @@ def create_timm_model(
     rate = _default_drop_path(name) if drop_path_rate is None else drop_path_rate
     if rate is not None:
         options["drop_path_rate"] = rate
-    weights = find_pretrained_file(name) if pretrained else None
+    weights = _pretrained_file(name, weights_follow) if pretrained else None
     try:
         model, options = _fit_to_any_size(name, options)
     except ConfigError:
@@ -92,6 +98,16 @@ def check_levels(out_levels: Sequence[int]) -> tuple[int, ...]:
             fix="for example (3, 4, 5)",
         )
     return levels
+
+
+def _pretrained_file(name: str, weights_follow: bool) -> Path | None:
+    try:
+        return find_pretrained_file(name)
+    except WeightsError as error:
+        if not weights_follow:
+            raise
+        logger.warning("%s; MODEL.WEIGHTS must have them", error)
+        return None
 
 
 def find_pretrained_file(name: str) -> Path:

@@ -206,11 +206,20 @@ def share_classifier_weights(classifiers: Sequence[ZeroShotClassifier]) -> None:
     for classifier in classifiers:
         if isinstance(classifier.zs_weight, nn.Parameter):
             raise VocabularyError("trained class columns cannot be shared between stages")
-        if not torch.equal(classifier.zs_weight, first.zs_weight):
+        if not _same_columns(classifier.zs_weight, first.zs_weight):
             raise VocabularyError("stages with different classes cannot share their columns")
     for classifier in classifiers:
         classifier.zs_weight = first.zs_weight
         classifier._sharers = tuple(classifiers)
+
+
+def _same_columns(a_DK: Tensor, b_DK: Tensor) -> bool:
+    """Equal values; on the meta device, where there are none, equal shapes."""
+    if a_DK is b_DK:
+        return True
+    if a_DK.is_meta or b_DK.is_meta:
+        return a_DK.is_meta and b_DK.is_meta and a_DK.shape == b_DK.shape
+    return torch.equal(a_DK, b_DK)
 
 
 def _by_class(weight_DK: Tensor, weight_dim: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,9 +12,13 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 from torch import nn
+from torchvision.ops import nms
 
 import detic_ext  # noqa: F401 - registers the model parts
+from detic_ext.modeling.centernet.decode import decode
 from detic_ext.modeling.centernet.detector import check_centernet_detector
+from detic_ext.modeling.centernet.more_positives import more_positive_cells
+from detic_ext.modeling.centernet.options import DecodeOptions, TargetOptions
 from ext_common.config import load_config
 from ext_common.errors import ConfigError
 
@@ -179,3 +184,53 @@ def test_impossible_configurations_are_refused(opts, message) -> None:
         check_centernet_detector(cfg, True)
     cfg.MODEL.META_ARCHITECTURE = "CustomRCNN"
     check_centernet_detector(cfg, True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_boxes_are_kept_class_by_class(training: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    boxes = [torch.rand(2, 4, n, n, generator=generator) * 4 for n in (12, 6)]
+    scores = [torch.rand(2, 3, n, n, generator=generator) for n in (12, 6)]
+    options = DecodeOptions(pre_topk=(99, 70), post_topk=(20, 9), nms_threshold=(0.5, 0.3))
+    free = replace(options, box_nms=False, post_topk=(999, 999))
+    arguments = (boxes, scores, None, (8, 16), [(96, 96)] * 2)
+    ours = decode(*arguments, options, training=training)
+    candidates = decode(*arguments, free, training=training)
+    limit = options.post_topk[0 if training else 1]
+    threshold = options.nms_threshold[0 if training else 1]
+    for kept, every in zip(ours, candidates, strict=True):
+        expected: list[int] = []
+        for k in range(3):
+            own = (every.pred_classes == k).nonzero()[:, 0]
+            chosen = nms(every.pred_boxes.tensor[own], every.scores[own], threshold)
+            expected += own[chosen].tolist()
+        assert limit < len(expected) < len(every)
+        best = every[sorted(expected)[:limit]]  # they come by falling score
+        assert torch.equal(kept.scores, best.scores)
+        assert torch.equal(kept.pred_classes, best.pred_classes)
+        assert torch.equal(kept.pred_boxes.tensor, best.pred_boxes.tensor)
+
+
+def test_boxes_as_good_as_the_last_one_stay() -> None:
+    apart = torch.full((1, 4, 6, 6), 0.2)
+    options = DecodeOptions(pre_topk=(30, 30), post_topk=(9, 9), nms_threshold=(0.5, 0.5))
+    (found,) = decode(
+        [apart], [torch.full((1, 1, 6, 6), 0.4)], None, (8,), [(48, 48)], options, training=True
+    )
+    assert len(found) == 30
+
+
+def test_a_centre_cell_beside_a_thin_box_is_no_further_positive() -> None:
+    # its centre (153.5, 97.3) is in cell (9, 6) of stride 16, whose place (152, 104) is below the box
+    box_14 = torch.tensor([[83.0, 91.6, 224.0, 103.0]])
+    options = TargetOptions(strides=(8, 16), sizes=((0, 80), (64, 160)), more_positives=True)
+    cells, labels = more_positive_cells(
+        [box_14],
+        [torch.tensor([2])],
+        [(32, 32), (16, 16)],
+        torch.full((32 * 32 + 16 * 16, 4), 0.01),
+        lambda predicted, wanted: torch.ones(wanted.shape[:-1]),
+        options,
+    )
+    assert cells.tolist() == [12 * 32 + 19]
+    assert labels.tolist() == [2]

@@ -129,6 +129,10 @@ def test_frequencies_come_from_the_file_or_else_from_the_training_data(
     # a file of more classes is of another vocabulary
     file.write_text(json.dumps([{"id": i, "image_count": 1} for i in range(5)]))
     assert class_frequencies(with_file, 2).tolist() == [2, 2]
+    # and so are training data of more
+    assert class_frequencies(without, 1) is None
+    model = tiny_model(*opts, *FED_LOSS, "MODEL.VOCABULARY", "red square")
+    assert model.roi_heads.predictors[0].freq_weight.tolist() == [0]
     remove()
     assert class_frequencies(without, 2) is None
 

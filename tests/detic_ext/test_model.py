@@ -207,6 +207,15 @@ def test_impossible_mixtures_are_refused(opts: list[Any], message: str) -> None:
         check_detic(mixed(*opts), True)
 
 
+def test_archives_need_the_loader_that_reads_them() -> None:
+    tars = ("DATALOADER.USE_TAR_DATASET", True)
+    check_detic(mixed(*tars), True)
+    plain = tiny_config(*tars, "WITH_IMAGE_LABELS", False)
+    check_detic(plain, False)  # nothing is trained
+    with pytest.raises(ConfigError, match="TrainingSampler reads no tar archives.*MultiDataset"):
+        check_detic(plain, True)
+
+
 def test_frequencies_of_the_configured_data_win_over_those_of_a_checkpoint() -> None:
     model, blank = tiny_model(), tiny_model()
     ours, stored = torch.arange(1.0, 6.0), torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0])

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from ext_common.evaluation.stopping import EvaluationStopped, evaluate_unless_stopped
 from ext_common.hooks import LossRecorder
 from ext_common.non_finite import NonFiniteLossError
 from ext_common.train_step import Precision, TrainStep
@@ -62,4 +64,26 @@ def run_unequal_steps(args: argparse.Namespace) -> None:
                 name: [list(entry) for entry in history.values()]
                 for name, history in storage.histories().items()
             }
+    seen["evaluated"] = _stopped_evaluation()
     Path(args.folder, f"steps_{comm.get_rank()}.json").write_text(json.dumps(seen))
+
+
+def _stopped_evaluation() -> int:
+    """Process 1 is asked to stop after two of six batches; how many each looked at."""
+    looked_at: list[int] = []
+
+    class Counting(DatasetEvaluator):
+        def process(self, inputs: Any, outputs: Any) -> None:
+            looked_at.append(inputs)
+
+        def evaluate(self) -> Any:
+            raise AssertionError("scored half an evaluation")
+
+    def stop_asked() -> bool:
+        return comm.get_rank() == 1 and len(looked_at) >= 2
+
+    try:
+        evaluate_unless_stopped(nn.Identity(), list(range(6)), Counting(), stop_asked)
+    except EvaluationStopped:
+        return len(looked_at)
+    return -1

@@ -99,3 +99,8 @@ def test_processes_with_unequal_batches_train_correctly_and_stop_together(report
     assert metrics["loss_box"] == [[2.0, 0], [0.0, 1]]
     assert metrics["loss_cls"] == [[1.0, 0], [-1.0, 1]]
     assert metrics["total_loss"] == [[3.0, 0], [-0.5, 1]]
+
+
+def test_an_evaluation_that_one_process_must_leave_ends_in_both(reports: Path) -> None:
+    found = [json.loads((reports / f"steps_{rank}.json").read_text()) for rank in range(2)]
+    assert [seen["evaluated"] for seen in found] == [6, 2]

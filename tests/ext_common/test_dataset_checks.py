@@ -151,3 +151,17 @@ def test_one_renamed_class_is_the_same_order() -> None:
     with pytest.raises(DatasetError, match="class 1 is 'Bull_Calf' here and 'bear' in 'b'"):
         check_same_order("a", names, "b", ["cow", "bear", "ant", "emu"])
     assert folded(" Dog_House-keeper ") == "dog house keeper"
+
+
+def test_an_unknown_evaluator_is_noticed_before_training(config_of: ConfigOf) -> None:
+    cfg = config_of("chk_e", "chk_e", chk_e=ABC)
+    check_datasets(cfg, training=True)
+    metadata = MetadataCatalog.get("chk_e")
+    metadata.__dict__["evaluator_type"] = "lviss"
+    with pytest.raises(DatasetError, match=r"'chk_e': evaluator_type 'lviss' has no .*mean lvis\?"):
+        check_datasets(cfg, training=True)
+    metadata.__dict__["evaluator_type"] = ""
+    with pytest.raises(DatasetError, match=r"no evaluator_type is set.*known types: .*coco.*lvis"):
+        check_datasets(cfg, training=True)
+    cfg.DATASETS.TEST = ()
+    check_datasets(cfg, training=True)

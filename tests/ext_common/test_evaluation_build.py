@@ -47,6 +47,21 @@ def test_dispatch(tmp_path, kind, evaluator_class):
         assert type(build_evaluator(cfg, name)) is evaluator_class
 
 
+def test_recall_of_proposals_beside_the_datasets_own_scores(tmp_path):
+    content = random_content(1)
+    cfg = get_config()
+    cfg.OUTPUT_DIR = str(tmp_path / "output")
+    cfg.EVAL_PROPOSAL_AR = True
+    with registered(tmp_path, content) as name:
+        results = run(build_evaluator(cfg, name), random_predictions(content, 1))
+        assert {"bbox", "box_proposals"} <= results.keys()
+        assert results["box_proposals"]["AR@100"] > 0
+        MetadataCatalog.pop(name)
+        path = str(tmp_path / f"{name}.json")
+        MetadataCatalog.get(name).set(json_file=path, evaluator_type="proposal_recall")
+        assert type(build_evaluator(cfg, name)) is ProposalRecallEvaluator
+
+
 def test_default_and_chosen_folder(tmp_path):
     content = random_content(1)
     predictions = random_predictions(content, 1)

@@ -55,6 +55,13 @@ def test_no_results():
     assert format_results({}) == "no results"
 
 
+def test_single_classes_can_be_left_out() -> None:
+    several = {"val_a": BEFORE, "val_b": AFTER}
+    short, long = format_results(several, classes=False), format_results(several)
+    assert short == "\n\n".join(part for part in long.split("\n\n") if " class " not in part)
+    assert " class " in long
+
+
 def test_before_and_after():
     lines = [
         [field.strip() for field in line.strip("|").split("|")]

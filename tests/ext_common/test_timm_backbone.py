@@ -383,6 +383,14 @@ def test_missing_weights_say_how_to_get_them_and_ask_no_network(empty_caches) ->
         build_backbone(config("convnext_tiny_21k", PRETRAINED=True, OUT_LEVELS=(2, 3, 4)))
 
 
+@pytest.mark.parametrize("name", ["resnet18", "convnext_tiny_21k"])
+def test_other_weights_can_take_their_place(empty_caches, caplog, name) -> None:
+    cfg = config(name, PRETRAINED=True, OUT_LEVELS=(2, 3, 4))
+    cfg.MODEL.WEIGHTS = "whole_detector.pth"
+    assert build_backbone(cfg).output_shape().keys() == {"layer2", "layer3", "layer4"}
+    assert "MODEL.WEIGHTS must have them" in caplog.text
+
+
 def test_weights_that_cannot_be_read_name_the_file(empty_caches) -> None:
     path = torch_file(empty_caches, "resnet18")
     path.write_bytes(b"<html>not found</html>")

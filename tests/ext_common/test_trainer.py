@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Iterator
@@ -17,8 +18,8 @@ from ext_common import trainer as trainer_module
 from ext_common.config import load_config
 from ext_common.data.dataset_registry import register_from_config
 from ext_common.errors import ConfigError, DatasetError, ExtError, WeightsError
-from ext_common.registries import TRAIN_LOADER_REGISTRY
-from ext_common.trainer import ExtTrainer, evaluate, flat_results
+from ext_common.registries import TRAIN_HOOK_REGISTRY, TRAIN_LOADER_REGISTRY
+from ext_common.trainer import ExtTrainer, evaluate, first_batches, flat_results
 from tests.dist.tiny_training import CLASSES, write_run
 
 LOSSES = {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"}
@@ -198,18 +199,34 @@ def test_the_state_of_hooks_is_saved(cfg: CfgNode, monkeypatch: pytest.MonkeyPat
         def load_state_dict(self, state: dict[str, Any]) -> None:
             self.steps = state["steps"]
 
-    build, made = ExtTrainer.build_hooks, []
+    made: list[Average] = []
 
-    def with_average(trainer: ExtTrainer) -> list[Any]:
+    def build(_cfg: CfgNode, _trainer: ExtTrainer) -> list[HookBase]:
         made.append(Average())
-        return [made[-1], *build(trainer)]
+        return [made[-1]]
 
-    monkeypatch.setattr(ExtTrainer, "build_hooks", with_average)
+    # registered as a package does it: what it counts in a step is in the checkpoint of that step
+    monkeypatch.setitem(TRAIN_HOOK_REGISTRY._obj_map, "average", build)
     cfg.SOLVER.MAX_ITER = 1
     trained(cfg)
     cfg.SOLVER.MAX_ITER = 2
     trained(cfg, resume=True)
     assert [hook.steps for hook in made] == [1, 2]
+
+
+def test_statistics_are_always_measured_on_the_same_batches(cfg: CfgNode) -> None:
+    batches = itertools.islice(first_batches(cfg, 2), 5)
+    seen = [[(item["image_id"], float(item["image"].sum())) for item in batch] for batch in batches]
+    assert seen[0] != seen[1]
+    assert seen[2:] == [seen[0], seen[1], seen[0]]
+    cfg.TEST.PRECISE_BN.ENABLED = True
+    cfg.TEST.PRECISE_BN.NUM_ITER = 1
+    cfg.SOLVER.MAX_ITER = 1
+    cfg.MODEL.RESNETS.NORM = "BN"
+    before = weights(ExtTrainer(cfg).model)
+    after = weights(trained(cfg).model)
+    name = "backbone.bottom_up.stem.conv1.norm.running_mean"
+    assert not torch.equal(before[name], after[name])
 
 
 def test_an_unknown_test_dataset_is_told_before_any_image_is_read(cfg: CfgNode) -> None:

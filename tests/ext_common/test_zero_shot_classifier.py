@@ -293,6 +293,15 @@ def test_a_copy_does_not_share_with_its_original() -> None:
     assert [stage.num_columns for stage in twin] == [3, 3, 3]
 
 
+def test_stages_without_memory_can_share() -> None:
+    with torch.device("meta"):
+        stages = [_classifier(), _classifier()]
+        share_classifier_weights(stages)
+        assert stages[0].zs_weight is stages[1].zs_weight
+        with pytest.raises(VocabularyError, match="different classes"):
+            share_classifier_weights([_classifier(), _classifier(num_classes=9)])
+
+
 def test_stages_of_different_or_trained_columns_cannot_share() -> None:
     with pytest.raises(VocabularyError, match="different classes"):
         share_classifier_weights([_classifier(), _classifier()])

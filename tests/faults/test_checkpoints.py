@@ -1,4 +1,4 @@
-"""Cases 31 to 36 of docs/reliability.md: checkpoints and exact resume."""
+"""Cases 31 to 35 of docs/reliability.md: checkpoints and weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import errno
 import functools
 import os
 import pickle
-import random
 import signal
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,23 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ext_common import atomic_file, checkpoint_files
 from ext_common.checkpoint import Checkpointer, load_model_weights
 from ext_common.checkpoint_hooks import CheckpointHook
 from ext_common.checkpoint_retention import remove_older
-from ext_common.data.batching import BatchPlan, PlanState
-from ext_common.data.sampling import PermutationStream
 from ext_common.errors import WeightsError
 from ext_common.weights_io import load_tensors
-from tests.faults.killed_run import (
-    final_weights,
-    in_new_process,
-    read_diary,
-    train,
-    write_random_run,
-)
+from tests.faults.killed_run import in_new_process
 
 
 def saved(folder: Path, *iterations: int) -> Checkpointer:
@@ -211,57 +202,3 @@ def test_case_35_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     load_model_weights(model, tmp_path / "w.pth", allow_partial=["a.*", "c"])
     assert torch.equal(model.state_dict()["b.weight"], torch.ones(2, 2))
     assert torch.equal(model.state_dict()["a.bias"], before["a.bias"])
-
-
-ITERATIONS = 8
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, str], dict[str, Tensor]]:
-    """Losses and final weights of a run that nothing interrupts."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    run = write_random_run(folder / "run", ITERATIONS)
-    assert train(run, folder / "diary.txt") == 0
-    losses = read_diary(folder / "diary.txt")
-    assert list(losses) == list(range(ITERATIONS))
-    assert len(set(losses.values())) == ITERATIONS
-    return losses, final_weights(run)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_case_36_killed_three_times_the_run_is_the_uninterrupted_one(
-    tmp_path: Path, workers: int, whole: tuple[dict[int, str], dict[str, Tensor]]
-) -> None:
-    run, diary = write_random_run(tmp_path / "run", ITERATIONS, workers), tmp_path / "diary.txt"
-    for moment in sorted(random.Random(workers).sample(range(1, ITERATIONS), 3)):
-        assert train(run, diary, kill_at=moment) == -signal.SIGKILL
-    assert train(run, diary) == 0
-    losses, weights = whole
-    assert read_diary(diary) == losses
-    found = final_weights(run)
-    assert found.keys() == weights.keys()
-    assert all(torch.equal(value, found[name]) for name, value in weights.items())
-
-
-def test_case_36_another_number_of_processes_keeps_the_global_order() -> None:
-    total, steps = 4, 6
-
-    def plan(processes: int) -> BatchPlan:
-        groups_N = np.arange(11) % 2
-        size = total // processes
-        return BatchPlan(PermutationStream(11, 3), groups_N, [size, size], processes=processes)
-
-    def walk(processes: int, state: PlanState, count: int) -> tuple[list[Any], PlanState]:
-        seen = []
-        for batches, after in plan(processes).steps(state):
-            # the samples of a step, in their global order
-            seen.append(sorted(ticket for batch in batches for ticket in batch))
-            state = after
-            if len(seen) == count:
-                break
-        return seen, state
-
-    whole, _ = walk(1, PlanState(), 2 * steps)
-    first, state = walk(2, PlanState(), steps)
-    then, _ = walk(4, state, steps)
-    assert first + then == whole

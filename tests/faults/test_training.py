@@ -21,6 +21,8 @@ from detectron2.config import CfgNode
 from ext_common import packages
 from ext_common.config import load_config
 from ext_common.data.dataset_registry import register_from_config
+from ext_common.data.mapper import DetectionMapper
+from ext_common.evaluation.coco import CocoEvaluator
 from ext_common.interruption import INTERRUPTED_CODE, outlive_first_sigterm
 from ext_common.non_finite import NonFiniteLossError
 from ext_common.trainer import ExtTrainer
@@ -205,6 +207,118 @@ def test_case_38_a_killed_loader_worker_is_a_clean_stop(
     assert "a loader worker" in last
     assert "NUM_WORKERS" in last
     assert (run.output / "model_0000001.pth").exists()
+
+
+def test_case_38_a_loader_worker_killed_while_evaluating_is_a_clean_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path, SOLVER={"MAX_ITER": 1}, DATALOADER={"NUM_WORKERS": 1})
+    read = DetectionMapper.__call__
+
+    def read_or_die(self: DetectionMapper, record: Any) -> Any:
+        if not self.is_train and record["image_id"] == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, record)
+
+    monkeypatch.setattr(DetectionMapper, "__call__", read_or_die)
+    words = ["--config-file", str(run.config_file), "DATASETS.TEST", f"('{run.val}',)"]
+    errors = tmp_path / "errors.txt"
+    assert in_new_process(lambda: run_tool(words, errors)) == 1
+    last = errors.read_text().strip().splitlines()[-1]
+    assert last.startswith("train_net: error: a loader worker")
+    assert "while evaluating" in last
+    assert (run.output / "model_final.pth").exists()
+
+
+@pytest.mark.timeout(600)  # process 0 would wait for half an hour
+def test_case_38_a_killed_process_ends_the_others_and_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path, SOLVER={"MAX_ITER": 50})
+    words = ["-m", "tests.faults.train_main", "--config-file", str(run.config_file)]
+    with started(*words, "--num-gpus", "2", FAULT="kill:1:3") as process:
+        error = process.communicate()[1]
+    assert process.returncode == 1
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("train_net: error: process 1: killed by SIGKILL")
+    assert (run.output / "model_0000001.pth").exists()
+
+
+share_memory = torch.UntypedStorage._share_fd_cpu_
+
+
+def full_in_workers(*args: Any) -> Any:
+    """What torch says in a loader worker when /dev/shm is full (checked with a tmpfs of 1 MB)."""
+    if torch.utils.data.get_worker_info() is None:
+        return share_memory(*args)
+    raise RuntimeError(
+        "unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)"
+    )
+
+
+@pytest.mark.timeout(600)  # torch itself would wait for the lost batch for ever
+def test_case_38_full_shared_memory_is_a_clean_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path, SOLVER={"MAX_ITER": 50}, DATALOADER={"NUM_WORKERS": 1})
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full_in_workers)
+    words, errors = ["--config-file", str(run.config_file)], tmp_path / "errors.txt"
+    assert in_new_process(lambda: run_tool(words, errors)) == 1
+    last = errors.read_text().strip().splitlines()[-1]
+    # torch's own message before it ends with a zero byte
+    assert last.lstrip("\0").startswith("train_net: error: the first batch: a loader worker")
+    assert "shared memory is full: enlarge /dev/shm or lower DATALOADER.NUM_WORKERS" in last
+
+
+@pytest.mark.timeout(600)
+def test_case_38_a_batch_that_cannot_be_sent_is_a_clean_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path, SOLVER={"MAX_ITER": 50}, DATALOADER={"NUM_WORKERS": 1})
+    read = DetectionMapper.__call__
+    unpicklable: dict[str, Any] = {"function": lambda: 0}
+    monkeypatch.setattr(
+        DetectionMapper, "__call__", lambda self, record: {**read(self, record), **unpicklable}
+    )
+    words, errors = ["--config-file", str(run.config_file)], tmp_path / "errors.txt"
+    assert in_new_process(lambda: run_tool(words, errors)) == 1
+    text = errors.read_text()
+    assert "a loader worker" in text.strip().splitlines()[-1]
+    assert "pickle" in text
+
+
+def test_case_38_a_signal_during_an_evaluation_does_not_wait_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solver = {"MAX_ITER": 3, "CHECKPOINT_PERIOD": 100}
+    run = write_run(tmp_path, SOLVER=solver, TEST={"EVAL_PERIOD": 2})
+    words, errors = ["--config-file", str(run.config_file)], tmp_path / "errors.txt"
+    test_set = ["DATASETS.TEST", f"('{run.val}',)"]
+    seen = tmp_path / "seen.txt"
+    process_batch = CocoEvaluator.process
+    asked_at = [2]  # pictures of an evaluation after which the signal comes
+
+    def process(self: CocoEvaluator, inputs: Any, outputs: Any) -> None:
+        process_batch(self, inputs, outputs)
+        with seen.open("a") as stream:
+            stream.write("x")
+        if len(seen.read_text()) == asked_at[0]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(CocoEvaluator, "process", process)
+    assert in_new_process(lambda: run_tool([*words, *test_set], errors)) == INTERRUPTED_CODE
+    assert len(seen.read_text()) == 2  # of four pictures
+    last = errors.read_text().strip().splitlines()[-1]
+    assert "stopped by SIGTERM while evaluating after iteration 1, the checkpoint is saved" in last
+    assert (run.output / "model_0000001.pth").exists()
+    # and at the end of training, where everything is saved already
+    asked_at[0] = 3
+    resumed = [words[0], words[1], "--resume", *test_set]
+    assert in_new_process(lambda: run_tool(resumed, errors)) == INTERRUPTED_CODE
+    last = errors.read_text().strip().splitlines()[-1]
+    assert "model_final.pth: stopped by SIGTERM while evaluating after iteration 2" in last
+    assert not (run.output / "results.json").exists()
+    asked_at[0] = 0
+    assert in_new_process(lambda: run_tool(resumed, errors)) == 0
+    assert run.val in json.loads((run.output / "results.json").read_text())
 
 
 def test_case_38_torchrun_starts_a_killed_group_again_and_it_resumes(tmp_path: Path) -> None:

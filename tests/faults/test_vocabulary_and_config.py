@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from ext_common import packages
 from ext_common.config import load_config, validate_config
@@ -127,10 +129,15 @@ def test_case_28_a_config_that_cannot_be_meant_is_one_line(
     assert not (tmp_path / "trap").exists()
 
 
-def test_case_29_more_processes_than_images_are_refused_at_the_start(tmp_path: Path) -> None:
+@pytest.mark.timeout(600)
+def test_case_29_a_batch_smaller_than_the_processes_is_refused_at_the_start(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     line = refusal(run, "SOLVER.IMS_PER_BATCH", "0")
     assert "IMS_PER_BATCH" in line
+    line = refusal(run, "--num-gpus", "2", "SOLVER.IMS_PER_BATCH", "1")
+    assert "SOLVER.IMS_PER_BATCH 1 is less than one image for each of 2 processes" in line
+    assert "set it to a multiple of 2" in line
+    assert not (run.output / "metrics.json").exists()
 
 
 def test_case_29_an_image_label_loss_needs_image_labels() -> None:
@@ -171,3 +178,69 @@ def test_case_30_a_full_disk_is_told_at_the_start(
     run = write_run(tmp_path)
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     assert "OUTPUT_DIR" in refusal(run)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A run of two iterations that waits for its continuation."""
+    run = write_run(tmp_path_factory.mktemp("begun"), SOLVER={"MAX_ITER": 4})
+    assert begin(run, "SOLVER.TRAIN_ITER", "2") == ""
+    return run
+
+
+def begin(run: TinyRun, *words: str) -> str:
+    """tools/train_net.py; its last line where it ended with an error, else an empty text."""
+    errors = run.config_file.with_name("errors.txt")
+    given = ["--config-file", str(run.config_file), *words]
+    code = in_new_process(lambda: run_tool(given, errors))
+    assert code in (0, 1)
+    return errors.read_text().strip().splitlines()[-1] if code else ""
+
+
+def copy(run: TinyRun, folder: Path) -> list[str]:
+    """The output of a run in another folder; the words that say so."""
+    shutil.copytree(run.output, folder)
+    return ["--resume", "OUTPUT_DIR", str(folder)]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("SOLVER.BASE_LR", "0.02", "SOLVER.BASE_LR was 0.01, is 0.02"),
+        ("SOLVER.IMS_PER_BATCH", "4", "SOLVER.IMS_PER_BATCH was 2, is 4"),
+        ("SOLVER.STEPS", "(3,)", "SOLVER.STEPS was [], is [3]"),
+        ("SEED", "8", "SEED was 7, is 8"),
+        ("DATASETS.TRAIN", "('{val}',)", "DATASETS.TRAIN was "),
+        ("MODEL.ROI_BOX_HEAD.FC_DIM", "17", "MODEL.ROI_BOX_HEAD.FC_DIM was 16, is 17"),
+    ],
+    ids=["rate", "batch", "schedule", "seed", "data", "model"],
+)
+def test_case_30_a_run_is_not_continued_with_a_configuration_that_changes_it(
+    tmp_path: Path, begun: TinyRun, key: str, value: str, said: str
+) -> None:
+    words = copy(begun, tmp_path / "output")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "output").glob("*.[py]*")}
+    line = begin(begun, *words, key, value.format(val=begun.val))
+    assert said in line
+    assert "--overwrite" in line
+    assert "--allow-change" in line
+    assert "workers, periods, output and evaluation may differ freely" in line
+    # neither the checkpoints nor the recorded configuration
+    assert {name: (tmp_path / "output" / name).read_bytes() for name in before} == before
+
+
+def test_case_30_what_changes_nothing_or_is_allowed_may_differ(
+    tmp_path: Path, begun: TinyRun
+) -> None:
+    words = copy(begun, tmp_path / "output")
+    free = ["DATALOADER.NUM_WORKERS", "1", "SOLVER.CHECKPOINT_PERIOD", "3", "TEST.EVAL_PERIOD", "9"]
+    # a learning rate that stays constant does not depend on the end
+    assert begin(begun, *words, *free, "SOLVER.TRAIN_ITER", "3", "SOLVER.MAX_ITER", "9") == ""
+    assert load_config(tmp_path / "output" / "config.yaml").SOLVER.MAX_ITER == 9
+    allowed = ["--allow-change", "SOLVER.BASE_LR", "--allow-change", "SE*"]
+    assert begin(begun, *allowed, *words, "SOLVER.BASE_LR", "0.02", "SEED", "8") == ""
+    state = torch.load(tmp_path / "output" / "model_final.pth", weights_only=True)
+    assert state["iteration"] == 3
+    assert yaml.safe_load(state["config"]["yaml"])["SEED"] == 8
+    log = (tmp_path / "output" / "log.txt").read_text()
+    assert "Differs from the interrupted run: SOLVER.BASE_LR was 0.01, is 0.02" in log

@@ -44,6 +44,8 @@ class FaultyTrainer(ExtTrainer):
         return made
 
 
-if __name__ == "__main__":
+if __name__ in ("__main__", "__mp_main__"):  # also in the processes that it starts
     train_net.ExtTrainer = FaultyTrainer  # type: ignore[misc]
+
+if __name__ == "__main__":
     sys.exit(train_net.main())

@@ -189,12 +189,37 @@ def test_camera_to_pictures_until_unplugged(
     assert [result.names for result in results] == [("red",), ("green",), ("red",)]
 
 
-def test_stream_to_video(tmp_path: Path, config: Path, camera: list[int | str]) -> None:
+def with_clock(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
+    """The clock that a live video is written by shows these times, one per frame."""
+    times = iter(seconds)
+
+    def writer(path: Path, fps: float, *, clock: object) -> VideoWriter:
+        assert clock is not None  # a live source is written at its pace
+        return VideoWriter(path, fps, clock=lambda: next(times))
+
+    monkeypatch.setattr(sinks, "VideoWriter", writer)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "frames"),
+    [
+        ((10.0, 10.0, 10.0), 1),  # two frames at once share one place
+        ((10.0, 10.0, 10.4), 11),  # 25 per second: the second fills what has passed since the first
+    ],
+)
+def test_stream_to_video(
+    tmp_path: Path,
+    config: Path,
+    camera: list[int | str],
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: tuple[float, ...],
+    frames: int,
+) -> None:
+    with_clock(monkeypatch, *seconds)
     output = tmp_path / "o.avi"
     assert run(config, "--webcam", "rtsp://door/1", "--output", output, "--max-frames", 2) == 0
     assert camera == ["rtsp://door/1"]
-    # a live source is written at its pace, so two frames at once may share one place
-    assert length(output) >= 1
+    assert length(output) == frames
 
 
 def test_window(config: Path, camera: list[int | str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,8 +303,7 @@ def test_video_without_a_readable_frame(
 
 
 def test_live_sink_repeats_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 0.0, 1.0])
-    monkeypatch.setattr(sinks.time, "monotonic", lambda: next(clock))
+    with_clock(monkeypatch, 0.0, 0.0, 1.0)
     with sinks.open_sink(tmp_path / "a.avi", 4.0, live=True) as show:
         assert show(color_frame("red"))
         assert show(color_frame("green"))

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.nn import functional as F
 
 from detic_ext.modeling.centernet.grid import level_grid
 from detic_ext.modeling.centernet.options import DecodeOptions
+from ext_common.nms import batched_nms_exact
 
 _MIN_SIDE = 0.01  # pixels
 
@@ -119,11 +119,11 @@ def _suppress(
 ) -> Instances:
     boxes_T4 = found.pred_boxes.tensor
     if options.box_nms and not options.center_nms:
-        kept = batched_nms(boxes_T4, found.scores, found.pred_classes, nms_threshold)
+        # not told the limit: scores equal to the last one kept stay too
+        kept = batched_nms_exact(boxes_T4, found.scores, found.pred_classes, nms_threshold)
     else:
         kept = found.scores.argsort(descending=True)
     found = found[kept]
     if len(found) > limit:
-        # scores equal to the last one kept stay too
         found = found[found.scores >= found.scores[limit - 1]]
     return found

@@ -70,7 +70,8 @@ def more_positive_cells(
         loss_BV9 = location_loss(predicted, wanted).masked_fill(~valid, torch.inf)
         centre_BV9 = torch.zeros_like(valid)
         centre_BV9[:, :, 4] = responsible_levels(boxes_B4, options)
-        loss_BV9 = loss_BV9.masked_fill(centre_BV9, 0.0)
+        # the place of a centre's cell may lie beside a thin box, and is none then either
+        loss_BV9 = loss_BV9.masked_fill(centre_BV9 & valid, 0.0)
         kth_B = loss_BV9.flatten(1).kthvalue(min(options.more_count, loss_BV9[0].numel())).values
         limit_B = kth_B.clamp(max=options.more_threshold)
         chosen = loss_BV9 < limit_B[:, None, None]

@@ -14,6 +14,7 @@ from ext_common.data import annotation_checks as checks
 from ext_common.data import problem_kinds as kinds
 from ext_common.data.annotation_columns import AnnotationColumns
 from ext_common.data.annotation_index import check_lists
+from ext_common.data.checking.captions import CATEGORIES, add_caption
 from ext_common.data.findings import Findings
 from ext_common.data.id_column import Unusable
 from ext_common.data.image_columns import ImageColumns
@@ -52,13 +53,18 @@ class CheckedAnnotations:
 
 
 def check_annotation_file(
-    path: str | Path, options: LoadOptions, *, progress: Progress | None = None
+    path: str | Path,
+    options: LoadOptions,
+    *,
+    captions: bool = False,
+    progress: Progress | None = None,
 ) -> CheckedAnnotations:
     """Check a file of any size.
 
     Args:
         path: COCO or LVIS layout.
         options: how it is loaded for training (``bad_boxes`` does not matter).
+        captions: it has the layout of COCO's caption files.
         progress: told (bytes read, bytes in all).
 
     Raises:
@@ -68,7 +74,7 @@ def check_annotation_file(
     lists = ("images", "annotations", "categories")
     stream = JsonStream(path, lists, allow_constants=True, progress=progress)
     pairs = ((element.key, element.value) for element in stream.elements())
-    checked = _check(pairs, str(path), options, stream)
+    checked = _check(pairs, str(path), options, stream, captions=captions)
     places = stream.constants.__getitem__
     checked.findings.add_all(kinds.NO_NUMBER, range(stream.constant_count), places)
     return checked
@@ -104,7 +110,12 @@ def note_image(checked: CheckedAnnotations, place: int, kind: kinds.Kind, text: 
 
 
 def _check(
-    pairs: Iterable[tuple[str, Any]], where: str, options: LoadOptions, stream: JsonStream | None
+    pairs: Iterable[tuple[str, Any]],
+    where: str,
+    options: LoadOptions,
+    stream: JsonStream | None,
+    *,
+    captions: bool = False,
 ) -> CheckedAnnotations:
     findings = Findings()
     images, annotations = collect_images((), findings, options), collect_annotations((), findings)
@@ -114,12 +125,16 @@ def _check(
         if key == "images":
             images.add(value)
             keys.append(_key(value, options))
+        elif key == "annotations" and captions:
+            add_caption(value, annotations, findings)
         elif key == "annotations":
             annotations.add(value)
-        else:
+        elif not captions:
             categories.append(value)
     if stream is not None:
-        check_lists(stream.types, where)
+        given = {"categories": "list"} if captions else {}
+        check_lists({**stream.types, **given}, where)
+    categories = CATEGORIES if captions else categories
     classes = checks.contiguous_ids(categories, where=where)
     checks.check_images(images, classes, findings)
     resolved = checks.check_annotations(annotations, images, classes, findings)
@@ -131,12 +146,12 @@ def _check(
         images,
         annotations,
         resolved,
-        classes,
-        [names[category_id] for category_id in classes],
+        {} if captions else classes,
+        [] if captions else [names[category_id] for category_id in classes],
         keys,
     )
     _note_repeated_names(checked)
-    _note_empty_images(checked)
+    _note_empty_images(checked, crowds=captions)
     return checked
 
 
@@ -157,9 +172,11 @@ def _note_repeated_names(checked: CheckedAnnotations) -> None:
             checked.findings.add(kinds.NAME_TWICE, f"{name} ({count} images)")
 
 
-def _note_empty_images(checked: CheckedAnnotations) -> None:
+def _note_empty_images(checked: CheckedAnnotations, *, crowds: bool) -> None:
+    """Note images of which there is nothing to learn; crowds count where they are captions."""
     images, resolved = checked.images, checked.resolved
-    own_A = resolved.image_A[(resolved.image_A >= 0) & ~checked.annotations.crowd_A]
+    counted_A = crowds | ~checked.annotations.crowd_A
+    own_A = resolved.image_A[(resolved.image_A >= 0) & counted_A]
     objects_N = np.bincount(own_A, minlength=len(images)) > 0
     labelled_N = np.diff(images.label_starts_N1) > 0
     empty_N = ~(objects_N | labelled_N | images.captioned_N | images.ids.of_type(Unusable))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -15,16 +15,20 @@ from ext_common.data.checking.annotation_file import (
     check_links,
     note_image,
 )
+from ext_common.data.checking.captions import CAPTIONS
 from ext_common.data.checking.image_files import (
     FolderImages,
     ImageSource,
     ImageToCheck,
+    Problem,
     TarImages,
     check_files,
 )
 from ext_common.data.class_names import check_same_order
 from ext_common.data.dataset_spec import DatasetSpec
+from ext_common.data.findings import Findings
 from ext_common.data.progress import Progress
+from ext_common.data.unlabelled_images import images_of_folder, images_of_tars
 from ext_common.errors import DatasetError
 from ext_common.images import DEFAULT_MAX_PIXELS
 from ext_common.tar_shards import TarDataset
@@ -90,7 +94,9 @@ def check_dataset(
         if spec.type == "class_folders":
             checked = check_content(spec.content(), spec.load, where=spec.images)
         else:
-            checked = check_annotation_file(spec.json, spec.load, progress=progress)
+            checked = check_annotation_file(
+                spec.json, spec.load, captions=spec.type == CAPTIONS, progress=progress
+            )
     if spec.images:
         check_links(checked, spec.images)
         _check_files(checked, FolderImages(spec.images), str, files, bar)
@@ -99,10 +105,38 @@ def check_dataset(
     return checked
 
 
+def check_unlabelled(
+    spec: DatasetSpec, files: FileChecks | None = None, *, bar: Bar = no_bar
+) -> tuple[int, Findings]:
+    """Check the images of a dataset that has nothing else; returns how many there are as well.
+
+    Raises:
+        DatasetError: no images, or archives that cannot be used.
+    """
+    files = files or FileChecks()
+    findings = Findings()
+    if spec.type == "image_tars":
+        listed, tars = images_of_tars(spec.images)
+        source: ImageSource = TarImages(tars)
+    else:
+        listed = images_of_folder(spec.images)
+        source = FolderImages(str(listed.root))
+    key = "image_name" if listed.root is not None else "tar_index"
+    records = (listed[place] for place in range(len(listed)))
+    images = [ImageToCheck(r["image_id"], r["image_id"], r[key], 0, 0) for r in records]
+    for problem in _problems(images, source, files, bar):
+        findings.add(problem.kind, problem.text)
+    return len(images), findings
+
+
 def note_class_orders(named: Sequence[tuple[str, CheckedAnnotations]]) -> None:
     """Note datasets that number their classes otherwise than the first; a part of them is fine."""
+    if not named:
+        return
     reference_name, reference = named[0]
     for name, checked in named[1:]:
+        if not (checked.class_names and reference.class_names):
+            continue  # captions
         pair = [(name, checked.class_names), (reference_name, reference.class_names)]
         (short, few), (long, many) = sorted(pair, key=lambda entry: len(entry[1]))
         try:
@@ -124,9 +158,15 @@ def _check_files(
         for place, key in enumerate(checked.keys)
         if key is not None and isinstance(key, kind)
     ]
-    stage = "decoding images" if files.decode else "image files"
-    with bar(stage, "image") as progress:
-        for problem in check_files(
+    for problem in _problems(images, source, files, bar):
+        note_image(checked, problem.place, problem.kind, problem.text)
+
+
+def _problems(
+    images: Sequence[ImageToCheck], source: ImageSource, files: FileChecks, bar: Bar
+) -> Iterator[Problem]:
+    with bar("decoding images" if files.decode else "image files", "image") as progress:
+        yield from check_files(
             images,
             source,
             sizes=files.sizes,
@@ -134,8 +174,7 @@ def _check_files(
             processes=files.processes,
             max_pixels=files.max_pixels,
             progress=progress,
-        ):
-            note_image(checked, problem.place, problem.kind, problem.text)
+        )
 
 
 def spec_of_file(json_file: str, images: str, kind: str, *, allow_links: bool) -> DatasetSpec:
@@ -144,7 +183,7 @@ def spec_of_file(json_file: str, images: str, kind: str, *, allow_links: bool) -
     Args:
         json_file: annotation file.
         images: image root; empty = files are not looked at.
-        kind: "coco", "lvis" or "image_labels".
+        kind: "coco", "lvis", "image_labels" or "captions".
         allow_links: see ``lvis_json.LoadOptions``.
     """
     spec = DatasetSpec(name=json_file, type=kind, images=images, json=json_file)

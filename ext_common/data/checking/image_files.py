@@ -25,7 +25,8 @@ from ext_common.errors import DatasetError, ImageError
 from ext_common.images import DEFAULT_MAX_PIXELS, Source, image_size, printable, read_image
 from ext_common.tar_shards import TarDataset
 
-_CHUNK = 64  # images that a process gets at a time
+_CHUNKS = (64, 1024)  # fewest and most images that a process gets at a time
+_SHARES = 32  # chunks of each process, where there are many images
 _AHEAD = 4  # chunks in waiting for each process
 
 
@@ -152,7 +153,8 @@ def check_files(
     places = {problem.place for problem in absent}
     work = [image for image in images if image.place not in places]
     check = partial(_check_chunk, source, decode, max_pixels)
-    chunks = (work[start : start + _CHUNK] for start in range(0, len(work), _CHUNK))
+    size = min(max(len(work) // (processes * _SHARES), _CHUNKS[0]), _CHUNKS[1])
+    chunks = (work[start : start + size] for start in range(0, len(work), size))
     done = 0
     for chunk, problems in _in_processes(check, chunks, processes):
         yield from problems

@@ -56,27 +56,37 @@ def read_proposals(path: str | Path, *, progress: Progress | None = None) -> Ite
 
 
 def check_proposals(
-    entries: Iterable[Entry], root: str | Path, *, progress: Progress | None = None
+    entries: Iterable[Entry],
+    root: str | Path,
+    *,
+    published: bool = False,
+    progress: Progress | None = None,
 ) -> Findings:
     """Every image has proposals, every entry an image, every box lies in its image.
 
     Args:
         entries: of :func:`read_proposals` or of another kind of file.
         root: image folder; folders in it are searched.
+        published: the layout of SoCo's authors: an image's key is its file name up to the first
+            dot, and boxes are x, y, width, height.
         progress: told (images done, images in all).
     """
     findings = Findings()
     names = image_names(root)
-    by_base: dict[str, list[str]] = defaultdict(list)
+    by_key: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        by_base[os.path.basename(name)].append(name)
+        base = os.path.basename(name)
+        by_key[base.split(".", 1)[0] if published else base].append(name)
     there = set(names)
     boxes_of: dict[str, Sequence[Any]] = {}
-    for name, boxes in entries:
-        if name in there:
-            boxes_of[name] = boxes
+    for key, boxes in entries:
+        alike = by_key.get(key, [])
+        if published and len(alike) == 1:
+            boxes_of[alike[0]] = _as_boxes(boxes, rectangles=True)
+        elif not published and key in there:
+            boxes_of[key] = _as_boxes(boxes, rectangles=False)
         else:
-            _note_stray(name, by_base, findings)
+            _note_stray(key, alike, findings)
     missing = [name for name in names if name not in boxes_of]
     findings.add_all(
         kinds.PROPOSALS_MISSING, range(len(missing)), lambda place: printable(missing[place])
@@ -104,8 +114,7 @@ def image_names(root: str | Path) -> list[str]:
     return sorted(found)
 
 
-def _note_stray(name: str, by_base: Mapping[str, list[str]], findings: Findings) -> None:
-    alike = by_base.get(name, [])
+def _note_stray(name: str, alike: Sequence[str], findings: Findings) -> None:
     if leaves_root(name):
         findings.add(kinds.NAME_LEAVES_ROOT, printable(name))
     elif len(alike) > 1:
@@ -135,6 +144,18 @@ def _check_boxes(
                 findings.add_all(kinds.PROPOSAL_BOX, bad, partial(_named, shown))
             if progress is not None:
                 progress(done, len(boxes_of))
+
+
+def _as_boxes(rows: Sequence[Any], *, rectangles: bool) -> Any:
+    """float32 [K, 4] XYXY, which takes less room; what are no boxes stays, to be noted later."""
+    try:
+        with np.errstate(over="ignore"):
+            boxes_K4 = np.array(rows, dtype=np.float32).reshape(len(rows), 4)
+    except (TypeError, ValueError, OverflowError):
+        return rows
+    if rectangles:
+        boxes_K4[:, 2:] += boxes_K4[:, :2]
+    return boxes_K4
 
 
 def _bad_boxes(boxes: Sequence[Any], height: int, width: int) -> list[int]:

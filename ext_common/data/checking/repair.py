@@ -60,7 +60,8 @@ class Repair:
         known_A = (resolved.image_A >= 0) & (resolved.class_A >= 0)
         kept_A = resolved.usable_A | (annotations.crowd_A & known_A)
         kept_A[annotations.ids.repeated()] = False
-        kept_A[sorted(annotations.bad_masks | annotations.strange)] = False
+        bad = annotations.bad_masks | annotations.bad_captions | annotations.strange
+        kept_A[sorted(bad)] = False
         if len(dropped_N):
             kept_A &= ~dropped_N[resolved.image_A]
         return cls(checked, fix == "clip", dropped_N, ~kept_A)

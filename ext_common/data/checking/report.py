@@ -12,13 +12,13 @@ _WIDTH = 160  # of a line with cases
 def summary(name: str, checked: CheckedAnnotations) -> str:
     """One line: how much there is, and how classes are numbered."""
     ids = list(checked.classes)
-    numbering = f"category ids {ids[0]}..{ids[-1]}" if ids else "no categories"
-    if ids and ids[-1] - ids[0] + 1 != len(ids):
-        numbering += " with gaps"
+    counts = f"{len(checked.images):,} images, {len(checked.annotations):,}"
+    if not ids:
+        return f"{printable(name)}: {counts} captions"
+    gaps = " with gaps" if ids[-1] - ids[0] + 1 != len(ids) else ""
     return (
-        f"{printable(name)}: {len(checked.images):,} images, {len(checked.annotations):,} "
-        f"annotations, {len(checked.images.labels_L):,} image labels, {len(ids):,} classes "
-        f"({numbering} become 0..{max(len(ids) - 1, 0)})"
+        f"{printable(name)}: {counts} annotations, {len(checked.images.labels_L):,} image labels, "
+        f"{len(ids):,} classes (category ids {ids[0]}..{ids[-1]}{gaps} become 0..{len(ids) - 1})"
     )
 
 
