@@ -1,0 +1,1 @@
+"""Weights of a pretraining for detectors, and the released checkpoints."""

@@ -1,0 +1,90 @@
+"""The online network under detectron2's names, for fine-tuning (specification 5.1).
+
+Names of detectors end with these names, so that MODEL.WEIGHTS of any ResNet detector takes the
+file: ``res2.0.conv1.weight`` is ``backbone.bottom_up.res2.0.conv1.weight`` of Mask R-CNN.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import partial
+
+from torch import Tensor
+
+from ext_common.errors import WeightsError
+from ext_common.registries import WEIGHT_EXPORT_REGISTRY
+from ext_common.weights_export import ExportedWeights
+
+PARTS = ("backbone", "detector")
+"""What is exported: the ResNet alone (the released C4 converter), or pyramid and box head too."""
+
+# names of one training process and of several
+_PREFIX = re.compile(r"^(module\.)?")
+_ENCODER = re.compile(r"encoder\.(.+)")
+_NECK = re.compile(r"neck\.(lateral|fpn)_convs\.(\d+)\.(conv|bn)\.(.+)")
+_HEAD = re.compile(r"head\.(conv|bn|fc)(\d+)\.(.+)")
+_STAGE = re.compile(r"layer(\d)\.(\d+)\.(.+)")
+_FINEST_LEVEL = 2
+
+
+def detectron2_name(name: str, part: str = "detector") -> str | None:
+    """The name that a tensor of a SoCo model has in detectron2; None for what is not exported.
+
+    Args:
+        name: with or without ``module.``.
+        part: of :data:`PARTS`.
+    """
+    name = _PREFIX.sub("", name, count=1)
+    if match := _ENCODER.fullmatch(name):
+        return _encoder_name(match[1])
+    if part == "backbone":
+        return None
+    if match := _NECK.fullmatch(name):
+        kind = "lateral" if match[1] == "lateral" else "output"
+        norm = ".norm" if match[3] == "bn" else ""
+        return f"fpn_{kind}{int(match[2]) + _FINEST_LEVEL}{norm}.{match[4]}"
+    if match := _HEAD.fullmatch(name):
+        if match[1] == "bn":
+            return f"box_head.conv{match[2]}.norm.{match[3]}"
+        return f"box_head.{match[1]}{match[2]}.{match[3]}"
+    return None
+
+
+def name_mapping(names: Iterable[str], part: str = "detector") -> dict[str, str]:
+    """Names that are exported, each with its name in detectron2."""
+    pairs = ((name, detectron2_name(name, part)) for name in names)
+    return {name: new for name, new in pairs if new is not None}
+
+
+def for_detectron2(tensors: Mapping[str, Tensor], part: str = "detector") -> ExportedWeights:
+    """The online network of a pretraining as weights for a detector.
+
+    Args:
+        tensors: of our checkpoints or of the released ones, pyramid or C4.
+        part: of :data:`PARTS`; a C4 model has a backbone only.
+
+    Raises:
+        WeightsError: not a SoCo model.
+    """
+    mapping = name_mapping(tensors, part)
+    if not mapping:
+        raise WeightsError(
+            f"no name begins with encoder.: {', '.join(list(tensors)[:3])}",
+            fix="a checkpoint of SoCo's pretraining is needed",
+        )
+    renamed = {new: tensors[name] for name, new in mapping.items()}
+    return ExportedWeights(renamed, by_suffix=True)
+
+
+def _encoder_name(name: str) -> str:
+    """torchvision's name of a ResNet weight, in detectron2."""
+    prefix = "stem."
+    if match := _STAGE.fullmatch(name):
+        prefix, name = f"res{int(match[1]) + 1}.{match[2]}.", match[3]
+    name = name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+    return prefix + re.sub(r"^bn(\d+)\.", r"conv\1.norm.", name)
+
+
+WEIGHT_EXPORT_REGISTRY._do_register("soco-fpn", partial(for_detectron2, part="detector"))
+WEIGHT_EXPORT_REGISTRY._do_register("soco-c4", partial(for_detectron2, part="backbone"))

@@ -1,0 +1,56 @@
+"""Combinations of SoCo's keys that cannot work, refused before anything is built."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+from ext_common.errors import ConfigError
+from ext_common.registries import CONFIG_CHECK_REGISTRY
+from soco_ext.modeling.pyramid_model import RegionOptions
+
+LOADER = "SoCoViews"
+_MODELS = ("SoCoFPN", "SoCoC4")
+
+
+@CONFIG_CHECK_REGISTRY.register()
+def check_soco(cfg: CfgNode, training: bool) -> None:
+    """Check the keys of a pretraining.
+
+    Raises:
+        ConfigError: naming the keys and what to change.
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in _MODELS:
+        return
+    if not training or cfg.DATASETS.TEST:
+        raise ConfigError(
+            "SoCo's pretraining has no test set",
+            where="DATASETS.TEST",
+            fix="leave it empty; export the weights and fine-tune a detector (docs/soco.md)",
+        )
+    if cfg.DATALOADER.SAMPLER_TRAIN != LOADER:
+        raise ConfigError(
+            f"{cfg.DATALOADER.SAMPLER_TRAIN!r} does not make views",
+            where="DATALOADER.SAMPLER_TRAIN",
+            fix=f"set it {LOADER}",
+        )
+    if name == "SoCoFPN":
+        _check_levels(cfg)
+    if cfg.TEST.PRECISE_BN.ENABLED:
+        raise ConfigError(
+            "the statistics of pretraining are those of its batches",
+            where="TEST.PRECISE_BN.ENABLED",
+            fix="set it False; it belongs to fine-tuning",
+        )
+
+
+def _check_levels(cfg: CfgNode) -> None:
+    RegionOptions(cfg.SOCO.LEVEL_USE)
+    views = cfg.SOCO.VIEWS
+    used = views.AWARE_END - views.AWARE_START
+    if used != 4:
+        raise ConfigError(
+            f"boxes go to {used} levels and the pyramid has 4 (P2 to P5)",
+            where="SOCO.VIEWS.AWARE_START, AWARE_END",
+            fix="set 0 and 4",
+        )

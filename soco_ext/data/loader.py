@@ -1,0 +1,109 @@
+"""The training loader of SoCo, ``DATALOADER.SAMPLER_TRAIN: SoCoViews``.
+
+As the other loaders: what a batch contains is a pure function of seed and position, for any number of
+workers, and a resumed run goes on with the batch that it would have had. Batches are always full: the
+order of images is endless, and one that does not fill a batch at the end of an epoch goes into the next.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.utils import comm
+
+from ext_common.data.batching import BatchPlan, batch_per_process
+from ext_common.data.dataset_spec import DatasetSpec
+from ext_common.data.fetching import SampleFetcher
+from ext_common.data.lazy_sequence import LazySequence
+from ext_common.data.loader import TrainLoader, loader_seed
+from ext_common.data.sampling import PermutationStream
+from ext_common.data.training_records import Part
+from ext_common.data.unlabelled_images import images_of_tars
+from ext_common.errors import DatasetError
+from ext_common.images import BadSamplePolicy
+from ext_common.registries import TRAIN_LOADER_REGISTRY
+from ext_common.tar_shards import TarRecordReader
+from soco_ext.data.proposal_lookup import ProposalLookup, image_name
+from soco_ext.data.training_images import TrainingImages, training_images
+from soco_ext.data.view_maker import ViewMaker
+from soco_ext.data.view_mapper import ViewMapper
+from soco_ext.data.view_options import ProposalOptions, ViewOptions
+
+
+def build_view_loader(cfg: CfgNode) -> TrainLoader:
+    """Batches of ``SOLVER.IMS_PER_BATCH`` samples over all processes.
+
+    Raises:
+        ConfigError: settings that cannot work.
+        DatasetError: datasets or proposals that cannot be used, or fewer images than a batch has.
+    """
+    images = training_images(cfg)
+    mapper = build_view_mapper(cfg, images)
+    records = images.records
+    processes = comm.get_world_size()
+    size = batch_per_process(cfg.SOLVER.IMS_PER_BATCH, processes)
+    if len(records) < cfg.SOLVER.IMS_PER_BATCH:
+        raise DatasetError(
+            f"{len(records)} images are fewer than a batch of {cfg.SOLVER.IMS_PER_BATCH}",
+            where="SOLVER.IMS_PER_BATCH",
+            fix="lower it, or name more datasets",
+        )
+    groups_N = np.zeros(len(records), dtype=np.int64)
+    stream = PermutationStream(len(records), loader_seed(cfg))
+    plan = BatchPlan(stream, groups_N, [size], processes=processes)
+    fetcher = SampleFetcher(
+        records, mapper, seed=stream.seed, policy=BadSamplePolicy.from_config(cfg)
+    )
+    return TrainLoader(
+        fetcher,
+        plan,
+        rank=comm.get_rank(),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        timeout=cfg.DATALOADER.TIMEOUT_SECONDS,
+    )
+
+
+def build_view_mapper(cfg: CfgNode, images: TrainingImages) -> ViewMapper:
+    """The mapper of a configuration, its proposals checked against the images.
+
+    Raises:
+        ConfigError, DatasetError: see :func:`build_view_loader`.
+    """
+    lookup = ProposalLookup(ProposalOptions.from_config(cfg))
+    for part, root in zip(images.records.parts, images.roots, strict=True):
+        lookup.check(_Names(part, root))
+    return ViewMapper(
+        ViewMaker(ViewOptions.from_config(cfg)),
+        lookup,
+        roots=images.roots,
+        tars=_tar_readers(images),
+        max_pixels=cfg.INPUT.MAX_PIXELS,
+    )
+
+
+class _Names(LazySequence[str]):
+    """The names of a dataset's images, made when they are asked for."""
+
+    def __init__(self, part: Part, root: str) -> None:
+        self.part = part
+        self.root = root
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def element(self, place: int) -> str:
+        return image_name(self.part[place], self.root)
+
+
+def _tar_readers(images: TrainingImages) -> dict[int, TarRecordReader]:
+    readers = {}
+    for source, name in enumerate(images.names):
+        registered = DatasetCatalog[name]
+        if isinstance(registered, DatasetSpec) and registered.type == "image_tars":
+            readers[source] = TarRecordReader(images_of_tars(registered.images)[1])
+    return readers
+
+
+# the registry's public method takes the name of the function
+TRAIN_LOADER_REGISTRY._do_register("SoCoViews", build_view_loader)

@@ -1,0 +1,138 @@
+"""The proposals of a training image: from the file, drawn, or the whole image.
+
+Legend: K boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ext_common.errors import DatasetError
+from ext_common.images import printable
+from soco_ext.data.view_options import ProposalOptions
+from soco_ext.proposals.filtering import BoxFilter, boxes_to_rects
+from soco_ext.proposals.proposal_file import ProposalFile
+from soco_ext.proposals.random_boxes import RandomBoxes
+
+_CHECKED = 500  # images that are looked up before training starts
+
+
+class ProposalLookup:
+    """Boxes by the name of an image.
+
+    Args:
+        options: where boxes come from.
+
+    Raises:
+        DatasetError: the file cannot be read.
+        ConfigError: a filter strategy that is none.
+    """
+
+    def __init__(self, options: ProposalOptions) -> None:
+        self.options = options
+        self.file = ProposalFile(options.file) if options.source == "file" else None
+        self.strategy = BoxFilter.parse(options.strategy) if options.strategy else None
+        self.random = RandomBoxes(
+            options.max_props,
+            options.aspect_ratio,
+            (options.min_size_ratio, options.max_size_ratio),
+        )
+
+    def check(self, names: Sequence[str]) -> None:
+        """Look some of the training images up, evenly spread, before the training starts.
+
+        Raises:
+            DatasetError: the file has none of them, or, where that is an error, not all.
+        """
+        if self.file is None:
+            return
+        some = [names[n * len(names) // _CHECKED] for n in range(_CHECKED)]
+        some = list(dict.fromkeys(some)) if len(names) >= _CHECKED else list(names)
+        missing = [name for name in some if self.file.find(name) is None]
+        if len(missing) == len(some):
+            example = printable(self.file.name(0)) if len(self.file) else "nothing"
+            raise DatasetError(
+                f"it has none of the training images; it has {example}, they are {printable(some[0])}",
+                where=printable(self.file.path),
+                fix="was it made from another folder? Names start below the folder of images",
+            )
+        if missing and self.options.missing == "error":
+            raise self._missing(missing[0], f"{len(missing)} of {len(some)} images looked up")
+
+    def __call__(
+        self, name: str, size_hw: tuple[int, int], generator: np.random.Generator
+    ) -> NDArray[np.float32]:
+        """float32 [K, 4] x1, y1, x2, y2, the last pixel inside; none = the whole image.
+
+        Args:
+            name: relative path of the image.
+            size_hw: its height and width.
+            generator: for random boxes.
+
+        Raises:
+            DatasetError: the file lacks the image, or has it with another size.
+        """
+        if self.file is None:
+            return self._made(self.options.source, size_hw, generator)
+        place = self.file.find(name)
+        if place is None:
+            if self.options.missing == "error":
+                raise self._missing(name, "the image")
+            return self._made(self.options.missing, size_hw, generator)
+        if self.file.size(place) != size_hw:
+            recorded = self.file.size(place)
+            raise DatasetError(
+                f"the image is {size_hw[1]} x {size_hw[0]} pixels; its proposals are of one of "
+                f"{recorded[1]} x {recorded[0]} (width x height)",
+                where=printable(name),
+                fix=f"make {printable(self.file.path)} again from these images",
+            )
+        boxes_K4 = self.file.boxes(place)
+        if self.strategy is not None and len(boxes_K4):
+            boxes_K4 = boxes_K4[self.strategy.keep(boxes_to_rects(boxes_K4), size_hw)]
+        if not len(boxes_K4):
+            return self._made(self.options.empty, size_hw, generator)
+        return boxes_K4
+
+    def _made(
+        self, kind: str, size_hw: tuple[int, int], generator: np.random.Generator
+    ) -> NDArray[np.float32]:
+        if kind == "random":
+            return self.random.draw(size_hw, generator)
+        return np.zeros((0, 4), dtype=np.float32)
+
+    def _missing(self, name: str, what: str) -> DatasetError:
+        assert self.file is not None
+        return DatasetError(
+            f"no proposals for {what}: {printable(name)}",
+            where=printable(self.file.path),
+            fix="make the file again from all images, "
+            "or set SOCO.PROPOSALS.MISSING whole_image or random",
+        )
+
+
+def image_name(record: dict[str, Any], root: str) -> str:
+    """Relative path of a record's image with ``/``, as proposal files have it.
+
+    Args:
+        record: dataset dict; its ``image_name`` comes first.
+        root: folder of the dataset's images.
+
+    Raises:
+        DatasetError: the image is not below the folder.
+    """
+    if "image_name" in record:
+        return str(record["image_name"])
+    file_name = str(record.get("file_name", ""))
+    prefix = root.rstrip("/") + "/"
+    if not root or not file_name.startswith(prefix):
+        raise DatasetError(
+            f"the image is not below its dataset's folder {printable(root)!r}",
+            where=printable(file_name),
+            fix="set image_root in the dataset's metadata",
+        )
+    return file_name[len(prefix) :].lstrip("/")

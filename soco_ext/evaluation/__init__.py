@@ -1,0 +1,1 @@
+"""Scores of what was pretrained: linear classification, and detection benchmarks."""

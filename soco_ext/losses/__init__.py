@@ -1,0 +1,1 @@
+"""Losses and measurements of SoCo, without detectron2."""

@@ -1,0 +1,1 @@
+"""Networks of SoCo: online and target, pyramid and C4."""

@@ -1,0 +1,100 @@
+"""The image encoder: a ResNet with torchvision's names (specification 3.1).
+
+Shapes: N images, C channels, H x W the map; C2 to C5 have strides 4, 8, 16, 32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from ext_common.errors import ConfigError
+
+DEPTHS: dict[int, tuple[type[Any], tuple[int, ...]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
+}
+"""Depth -> block and blocks per stage. The stride is in the 3x3 convolution of a bottleneck."""
+
+
+class ResNet(nn.Module):
+    """A ResNet without classifier.
+
+    Args:
+        block: torchvision's ``BasicBlock`` or ``Bottleneck``.
+        layers: blocks of each of the four stages.
+        base_width: channels of the stem and of the first stage's inner convolutions.
+    """
+
+    def __init__(self, block: type[Any], layers: tuple[int, ...], base_width: int = 64) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, base_width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(base_width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        planes = [base_width * 2**stage for stage in range(4)]
+        channels = [width * block.expansion for width in planes]
+        before = [base_width, *channels]
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            _stage(block, before[i], planes[i], layers[i], stride=1 if i == 0 else 2)
+            for i in range(4)
+        )
+        self.channels = tuple(channels)
+        _initialise(self)
+
+    @classmethod
+    def of_depth(cls, depth: int, base_width: int = 64) -> ResNet:
+        """ResNet-18, 34, 50, 101 or 152.
+
+        Raises:
+            ConfigError: another depth.
+        """
+        if depth not in DEPTHS:
+            raise ConfigError(
+                f"no ResNet-{depth}",
+                where="MODEL.RESNETS.DEPTH",
+                fix=f"one of {', '.join(map(str, DEPTHS))}",
+            )
+        return cls(*DEPTHS[depth], base_width=base_width)
+
+    def forward(self, images_N3HW: Tensor) -> list[Tensor]:
+        """The maps C2 to C5."""
+        c4, maps = self._to_layer3(images_N3HW)
+        return [*maps, c4, self.layer4(c4)]
+
+    def c4(self, images_N3HW: Tensor) -> Tensor:
+        """The map of stride 16, before the last stage."""
+        return self._to_layer3(images_N3HW)[0]
+
+    def _to_layer3(self, images_N3HW: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images_N3HW))))
+        c2 = self.layer1(x)
+        c3 = self.layer2(c2)
+        return self.layer3(c3), [c2, c3]
+
+
+def _stage(block: type[Any], inputs: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
+    outputs = planes * block.expansion
+    shortcut = None
+    if stride != 1 or inputs != outputs:
+        shortcut = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+        )
+    first = block(inputs, planes, stride, shortcut)
+    return nn.Sequential(first, *(block(outputs, planes) for _ in range(blocks - 1)))
+
+
+def _initialise(model: ResNet) -> None:
+    """Convolutions normal with the variance 2 / fan-out; every residual branch starts at zero."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, Bottleneck):
+            nn.init.zeros_(module.bn3.weight)
+        elif isinstance(module, BasicBlock):
+            nn.init.zeros_(module.bn2.weight)

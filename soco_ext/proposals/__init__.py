@@ -1,0 +1,1 @@
+"""Object proposals: how they are found, chosen and kept."""

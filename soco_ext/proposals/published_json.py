@@ -1,0 +1,80 @@
+"""The authors' JSON files of proposals: ``{stem: [[x, y, width, height], ...]}`` (specification 1.3).
+
+Their key is the file name up to the first dot, so two images of one stem cannot be told apart; writing
+those is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ext_common.data.annotation_checks import first_ten
+from ext_common.data.json_files import write_json_atomic
+from ext_common.errors import DatasetError
+from ext_common.images import printable
+from soco_ext.proposals.filtering import boxes_to_rects, rects_to_boxes
+from soco_ext.proposals.proposal_file import ProposalFile
+
+
+def published_key(name: str) -> str:
+    """The authors' key of an image: its file name up to the first dot."""
+    return name.rsplit("/", 1)[-1].split(".", 1)[0]
+
+
+def write_published(file: ProposalFile, path: str | Path) -> Path:
+    """Write proposals as the authors have them, and the list of images without any beside it.
+
+    Returns:
+        The list, ``<stem>no_props_images.txt``.
+
+    Raises:
+        DatasetError: two images of one key, or coordinates that are no whole pixels.
+    """
+    owners: dict[str, str] = {}
+    content: dict[str, list[list[int]]] = {}
+    for image in file.items():
+        key = published_key(image.name)
+        if owners.setdefault(key, image.name) != image.name:
+            raise _same_key(image.name, owners[key])
+        rects_K4 = boxes_to_rects(image.boxes_K4)
+        if (rects_K4 != np.round(rects_K4)).any():
+            raise DatasetError(
+                "boxes with fractions of pixels",
+                where=printable(image.name),
+                fix="the authors' files have whole pixels; use the binary file",
+            )
+        content[key] = rects_K4.astype(int).tolist()
+    path = Path(path)
+    write_json_atomic(path, content)
+    return _write_empty(path, (key for key, rects in content.items() if not rects))
+
+
+def _write_empty(path: Path, keys: Iterable[str]) -> Path:
+    listed = path.with_name(f"{path.stem}_no_props_images.txt")
+    listed.write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
+    return listed
+
+
+def boxes_of_published(rects: object, where: str) -> NDArray[np.float64]:
+    """x1, y1, x2, y2 of one image's entry.
+
+    Raises:
+        DatasetError: it is no list of rectangles.
+    """
+    try:
+        rects_K4 = np.array(rects, dtype=np.float64).reshape(-1, 4)
+    except (TypeError, ValueError) as error:
+        raise DatasetError("no list of [x, y, width, height]", where=printable(where)) from error
+    return rects_to_boxes(rects_K4)
+
+
+def _same_key(name: str, other: str) -> DatasetError:
+    names = first_ten([printable(other), printable(name)])
+    return DatasetError(
+        f"two images of one key {published_key(name)!r}: {names}",
+        fix="the authors' form cannot tell them apart: rename one, or use the binary file",
+    )
