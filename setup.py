@@ -53,6 +53,7 @@ setup(
         "matplotlib>=3.7",
         "scipy>=1.10",
         "shapely>=2",
+        "textblob>=0.18",
         "fvcore>=0.1.5.post20221221",
         "iopath>=0.1.9",
         "yacs>=0.1.8",

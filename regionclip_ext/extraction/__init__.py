@@ -1,0 +1,1 @@
+"""Features of regions in pictures, in the authors' format and as arrays."""

@@ -1,0 +1,1 @@
+"""The losses of RegionCLIP pretraining; none needs detectron2 or a configuration."""

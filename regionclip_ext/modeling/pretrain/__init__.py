@@ -1,0 +1,1 @@
+"""Region-text pretraining: a teacher's pseudo labels train a student image encoder."""

@@ -1,0 +1,1 @@
+"""Regions that a detector proposed once, kept in files for pretraining."""

@@ -1,0 +1,214 @@
+"""The pretraining model: kinds of regions, losses that are left out, what is frozen, bad settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from torch import Tensor
+
+from ext_common.config import get_config, validate_config
+from ext_common.errors import ConfigError, DatasetError
+from regionclip_ext.modeling.clip_tokens import tokenize
+from regionclip_ext.modeling.language_encoder import encode_tokens
+from regionclip_ext.modeling.pretrain.batch import PretrainBatch
+from regionclip_ext.modeling.pretrain.config_checks import check_rpn_pixels
+from regionclip_ext.modeling.pretrain.region_sources import sample_regions
+from regionclip_ext.modeling.regions.source import as_regions
+from tests.regionclip_ext.pretrain_cases import offline_yaml, random_config
+
+REGION_LOSSES = {"loss_region_distill", "loss_concept_contrastive"}
+
+
+def _batch(*, proposals: bool = False) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(2)
+    sizes = [(48, 64), (64, 56)]
+    items: list[dict[str, Any]] = []
+    for number, (size, text) in enumerate(zip(sizes, ["a dog", "two red buses"], strict=True)):
+        image = torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8)
+        items.append({"image": image, "tokens": tokenize([text])[0], "image_id": f"key{number}"})
+        if proposals:
+            corner = torch.rand(8, 2, generator=generator) * 30
+            items[-1]["proposals"] = as_regions(torch.cat([corner, corner + 16], 1), size)
+    return items
+
+
+def _model(cfg: CfgNode) -> Any:
+    torch.manual_seed(1)
+    return build_model(cfg).train()
+
+
+def _losses(model: Any, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+    torch.manual_seed(4)
+    with EventStorage(0):
+        return model(batch)
+
+
+@pytest.mark.parametrize("kind", ["RANDOM", "GRID", "FILE"])
+def test_regions_of_every_kind_train_the_student_alone(tmp_path: Path, kind: str) -> None:
+    model = _model(random_config(tmp_path, [("CLIP.CROP_REGION_TYPE", kind)]))
+    losses = _losses(model, _batch(proposals=kind == "FILE"))
+    assert set(losses) == {*REGION_LOSSES, "loss_img_txt_level"}
+    # the contrast is 0 where all regions are of one concept
+    assert all(torch.isfinite(loss) and loss >= 0 for loss in losses.values())
+    assert losses["loss_region_distill"] > 0
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        trained = name.startswith("backbone.") and not name.startswith(
+            ("backbone.conv", "backbone.layer1")
+        )
+        assert parameter.requires_grad == trained, name
+        assert (parameter.grad is not None) == trained, name
+
+
+def test_losses_that_are_not_wanted_are_not_computed(tmp_path: Path) -> None:
+    cfg = random_config(tmp_path, [("CLIP.PRETRAIN_IMG_TXT_LEVEL", False)])
+    model = _model(cfg)
+    assert model.lang_encoder is None
+    assert set(_losses(model, _batch())) == REGION_LOSSES
+    options = [("CLIP.CONCEPT_POOL_EMB", None), ("CLIP.TEACHER_CONCEPT_POOL_EMB", None)]
+    model = _model(random_config(tmp_path, options))
+    assert model.teacher_backbone is None
+    assert set(_losses(model, _batch())) == {"loss_img_txt_level"}
+    with pytest.raises(ConfigError, match="nothing to train on"):
+        _model(random_config(tmp_path, [*options, ("CLIP.PRETRAIN_IMG_TXT_LEVEL", False)]))
+
+
+def test_frozen_networks_stay_in_evaluation_mode(tmp_path: Path) -> None:
+    model = _model(random_config(tmp_path))
+    for mode in (True, False, True):
+        model.train(mode)
+        assert model.backbone.training == mode
+        assert not model.teacher_backbone.training
+        assert not model.lang_encoder.training
+
+
+def test_frozen_networks_in_bfloat16_label_nearly_alike(tmp_path: Path) -> None:
+    options = [("CLIP.CROP_REGION_TYPE", "FILE"), ("CLIP.PRETRAIN_SAMPLE_REGIONS", None)]
+    exact = _losses(_model(random_config(tmp_path, options)), _batch(proposals=True))
+    half = _model(random_config(tmp_path, [*options, ("CLIP.PRETRAIN_FROZEN_BF16", True)]))
+    for name, loss in _losses(half, _batch(proposals=True)).items():
+        assert loss.item() == pytest.approx(exact[name].item(), rel=0.1), name
+
+
+def test_floats_from_0_to_1_are_the_same_as_bytes(tmp_path: Path) -> None:
+    model = _model(random_config(tmp_path, [("CLIP.CROP_REGION_TYPE", "FILE")]))
+    whole = _losses(model, _batch(proposals=True))
+    floats = [{**item, "image": item["image"] / 255} for item in _batch(proposals=True)]
+    for name, loss in _losses(model, floats).items():
+        assert loss.item() == pytest.approx(whole[name].item(), rel=1e-4)
+
+
+def test_columns_of_padding_are_not_encoded_and_change_nothing(tmp_path: Path) -> None:
+    model = _model(random_config(tmp_path))
+    batch = PretrainBatch.of(_batch(), torch.device("cpu"))
+    short = batch.tokens()
+    assert short.shape == (2, 5)
+    with torch.no_grad():
+        whole = encode_tokens(model.lang_encoder, torch.stack([i["tokens"] for i in _batch()]))
+        assert torch.allclose(encode_tokens(model.lang_encoder, short), whole, atol=1e-5)
+
+
+def test_samples_without_regions_or_captions_are_named(tmp_path: Path) -> None:
+    model = _model(random_config(tmp_path, [("CLIP.CROP_REGION_TYPE", "FILE")]))
+    with pytest.raises(DatasetError, match="image key0 comes without proposals"):
+        _losses(model, _batch())
+    batch = _batch(proposals=True)
+    del batch[1]["tokens"]
+    with pytest.raises(DatasetError, match="not one row of tokens each"):
+        _losses(model, batch)
+
+
+def test_sampling_takes_a_random_part_without_repeats() -> None:
+    boxes = torch.arange(40).float().view(10, 4)
+    torch.manual_seed(0)
+    draws = [sample_regions([as_regions(boxes, (9, 9))], 4)[0].tensor[:, 0] for _ in range(60)]
+    assert all(len(set(drawn.tolist())) == 4 for drawn in draws)
+    assert set(torch.cat(draws).tolist()) == set(boxes[:, 0].tolist())
+    assert len(sample_regions([as_regions(boxes, (9, 9))], 100)[0]) == 10
+    assert torch.equal(sample_regions([as_regions(boxes, (9, 9))], None)[0].tensor, boxes)
+
+
+def test_a_valid_configuration_passes(tmp_path: Path) -> None:
+    validate_config(random_config(tmp_path), training=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([("CLIP.TEACHER_CONCEPT_POOL_EMB", None)], "TEACHER_CONCEPT_POOL_EMB.* 24 wide.* is 16"),
+        ([("CLIP.CONCEPT_POOL_EMB", "teacher.pth")], "CONCEPT_POOL_EMB: .*24 wide.*'s are 16"),
+        ([("CLIP.TEACHER_CONCEPT_POOL_EMB", "short.pth")], "11 concepts, .* has 12"),
+        ([("CLIP.CONCEPT_POOL_EMB", None)], "the teacher has concepts and the student has none"),
+        ([("CLIP.CONCEPT_THRES", None)], "CONCEPT_THRES"),
+        ([("CLIP.PRETRAIN_ONLY_EOT", False)], "PRETRAIN_ONLY_EOT"),
+        (
+            [("CLIP.CROP_REGION_TYPE", "FILE"), ("CLIP.PROPOSAL_FILE", "nowhere")],
+            "nowhere: no precomputed proposals",
+        ),
+    ],
+    ids=["teacher pool", "width", "count", "student pool", "threshold", "eot", "proposals"],
+)
+def test_bad_settings_are_named_before_training(
+    tmp_path: Path, options: list[tuple[str, Any]], message: str
+) -> None:
+    torch.save(torch.randn(11, 24), tmp_path / "short.pth")
+    placed = [(k, str(tmp_path / v) if str(v).endswith(".pth") else v) for k, v in options]
+    with pytest.raises(Exception, match=message) as caught:
+        validate_config(random_config(tmp_path, placed), training=True)
+    assert isinstance(caught.value, (ConfigError, DatasetError))
+
+
+def test_loader_and_picture_format_are_checked(tmp_path: Path) -> None:
+    cfg = random_config(tmp_path)
+    cfg.DATALOADER.SAMPLER_TRAIN = "TrainingSampler"
+    with pytest.raises(ConfigError, match="TrainingSampler gives no captions"):
+        validate_config(cfg, training=True)
+    cfg = random_config(tmp_path)
+    cfg.DATASETS.PATH_TRAIN = ()
+    with pytest.raises(ConfigError, match="1 names, 1 kinds and 0 paths"):
+        validate_config(cfg, training=True)
+    cfg = random_config(tmp_path)
+    cfg.INPUT.FORMAT = "BGR"
+    with pytest.raises(ConfigError, match="INPUT.FORMAT: BGR pictures"):
+        validate_config(cfg, training=True)
+    with pytest.raises(ConfigError, match="detects nothing"):
+        validate_config(random_config(tmp_path), training=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"INPUT.FORMAT": "RGB"}, "INPUT.FORMAT is RGB, .* in the order BGR"),
+        ({"MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53]}, "INPUT.FORMAT is BGR, .* order RGB"),
+        (
+            {"MODEL.PIXEL_MEAN": [0.406, 0.456, 0.485], "MODEL.PIXEL_STD": [57.4, 57.1, 58.4]},
+            "from 0 to 1",
+        ),
+        ({"MODEL.PIXEL_MEAN": [110.0]}, "not three channels"),
+    ],
+    ids=["format", "order", "range", "channels"],
+)
+def test_offline_rpn_with_a_contradicting_pixel_format(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    branch = get_config()
+    check_rpn_pixels(branch, "rpn.yaml")
+    for key, value in change.items():
+        parent, last = key.split(".")
+        branch[parent][last] = value
+    with pytest.raises(ConfigError, match=f"rpn.yaml: .*{message}"):
+        check_rpn_pixels(branch, "rpn.yaml")
+
+
+def test_pixel_format_of_the_offline_file_is_checked_with_the_settings(tmp_path: Path) -> None:
+    offline = tmp_path / "rpn.yaml"
+    offline.write_text(offline_yaml().replace("FORMAT: BGR", "FORMAT: RGB"))
+    options = [("CLIP.CROP_REGION_TYPE", "RPN"), ("CLIP.OFFLINE_RPN_CONFIG", str(offline))]
+    with pytest.raises(ConfigError, match="in the order BGR"):
+        validate_config(random_config(tmp_path, options), training=True)
