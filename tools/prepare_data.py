@@ -27,6 +27,10 @@ COMMANDS = {
     "cc3m-list": "Conceptual Captions: download list, and records of what is there",
     "check": "check datasets before training, and repair annotation files",
     "coco-caption-tags": "image labels from COCO captions",
+    "coco-subset": "a seeded share of COCO's images (mini-COCO)",
+    "concept-features": "CLIP features of concepts over 81 prompts (RegionCLIP)",
+    "concepts": "the nouns of captions and how often each is used (RegionCLIP)",
+    "draw-results": "pictures with the boxes of a results file (RegionCLIP)",
     "embeddings": "text features of a class list",
     "folders": "image labels from a folder per class",
     "imagenet-21k": "image labels from ImageNet-21k in tar archives",
@@ -38,6 +42,11 @@ COMMANDS = {
     "o365-names": "Objects365 with corrected class names",
     "ovcoco-oriorder": "an OV-COCO file under COCO's 80 classes",
     "ovcoco-split": "the base and novel files of OV-COCO",
+    "proposals": "regions of images for pretraining (RegionCLIP)",
+    "region-features": "CLIP features of the regions of pictures (RegionCLIP)",
+    "regionclip-splits": "the open-vocabulary files of COCO and LVIS (RegionCLIP)",
+    "soco-neighbours": "objects that a pretraining of SoCo finds alike, as a picture",
+    "soco-proposals": "object proposals for SoCo: selective search and other sources",
     "tar-index": "index tar archives and check them",
 }
 """What there is: a module of ``tools/prepare`` each, with ``_`` for ``-``."""

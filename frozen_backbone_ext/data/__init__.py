@@ -1,0 +1,1 @@
+"""Large-scale jitter and Copy-Paste, and the training loaders that use them."""

@@ -1,0 +1,1 @@
+"""Losses of the long-tail recipe: no detectron2, no config."""

@@ -1,0 +1,1 @@
+"""Detector parts of the frozen-backbone paper: necks, heads, adapters and the freeze itself."""
