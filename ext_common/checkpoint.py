@@ -10,11 +10,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ext_common.checkpoint_files import read_checkpoint, read_newest, write_checkpoint
@@ -36,6 +36,26 @@ class Stateful(Protocol):
         """Take back what :meth:`state_dict` gave."""
 
 
+@runtime_checkable
+class TranslatesWeights(Protocol):
+    """A model that knows files with other names than its own (CLIP's, for RegionCLIP).
+
+    Optional: :func:`load_model_weights` asks for it before names are matched. Coverage is checked
+    afterwards as for any file.
+    """
+
+    def translate_weights(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Tensors of a file under the model's names.
+
+        Args:
+            tensors: of the file, under its names.
+
+        Returns:
+            The same mapping where the file is not one of those. What has no place in the model
+            stays in, so that it is reported, unless files of this kind always have it.
+        """
+
+
 def load_model_weights(
     model: nn.Module,
     path: str | Path,
@@ -50,7 +70,8 @@ def load_model_weights(
     pixel statistics may be there or not; a model with its own vocabulary (``model.vocabulary`` with
     embeddings) keeps its class columns where the file's vocabulary is another one; a file of
     backbone weights (timm, torchvision, detectron2 ``.pkl``: no name is the model's own, or it says
-    ``matching_heuristics``) must cover that backbone only.
+    ``matching_heuristics``) must cover that backbone only. A model that knows files with other
+    names translates them first (:class:`TranslatesWeights`).
 
     Args:
         model: may be wrapped in DistributedDataParallel.
@@ -66,8 +87,16 @@ def load_model_weights(
         WeightsError: the file cannot be read, or does not cover the model.
     """
     stored = read_weights(path, allow_unsafe=unsafe)
-    report = _load_stored(unwrap_model(model), stored, str(path), strict, allow_partial)
+    model = unwrap_model(model)
+    if isinstance(model, TranslatesWeights):
+        stored = replace(stored, tensors=model.translate_weights(stored.tensors))
+    report = _load_stored(model, stored, str(path), strict, allow_partial)
     logger.info("%s: %s", path, _summary(report))
+    own = model.state_dict(keep_vars=True)
+    left = [name for name in report.permitted if name in own]
+    parts = [p for p in _permitted(model, allow_partial) if any(matches(n, [p]) for n in left)]
+    if parts:
+        logger.info("not taken from %s: %s", path, ", ".join(parts))
     return report
 
 
@@ -230,8 +259,7 @@ def _load_stored(
         without_statistics=stored.caffe2
         and not any(name.endswith("running_mean") for name in stored.tensors),
     )
-    # what a model fills from elsewhere, such as a text tower with a file of its own
-    report = permit(report, (*allow_partial, *getattr(model, "optional_weights", ())))
+    report = permit(report, _permitted(model, allow_partial))
     report = replace(report, source=source, vocabulary=stored.vocabulary)
     _check(report, strict)
     # complete by construction, so no module fills gaps with its own idea of a default
@@ -240,6 +268,14 @@ def _load_stored(
         full[name] = stored.tensors[stored_name]
     model.load_state_dict(full)
     return report
+
+
+def _permitted(model: nn.Module, allow_partial: Sequence[str]) -> tuple[str, ...]:
+    """Patterns of what may stay uncovered.
+
+    The model's own name what it fills from elsewhere, such as a text tower with a file of its own.
+    """
+    return (*allow_partial, *getattr(model, "optional_weights", ()))
 
 
 def _keeps_vocabulary(

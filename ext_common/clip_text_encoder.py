@@ -9,7 +9,7 @@ import hashlib
 import logging
 import threading
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,14 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_BATCHES = 8
 """A progress bar appears from this many batches on."""
+REGIONCLIP_TEXT = "lang_encoder."
+"""Prefix of the text tower in RegionCLIP's checkpoints (specification 10)."""
 
 # the image tower is not needed: the smallest one that open_clip builds takes its place
 _NO_VISION = {"image_size": 16, "patch_size": 16, "width": 64, "layers": 1, "head_width": 64}
 _FINGERPRINT = ("ln_final", "positional_embedding", "text_projection")
 _NOT_TEXT = ("visual", "logit_scale", "logit_bias")
+_WRAPPERS = ("model", "state_dict")
 
 
 class ClipTextEncoder:
@@ -42,8 +45,9 @@ class ClipTextEncoder:
     Args:
         model_name: an open_clip model (OpenAI's weights need the ``-quickgelu`` variants), or
             ``local-dir:FOLDER`` for one exported by open_clip.
-        weights: OpenAI ``.pt`` or open_clip file, or an open_clip tag; empty = OpenAI's weights from
-            open_clip's cache. Text weights alone are enough.
+        weights: OpenAI ``.pt`` or open_clip file, a RegionCLIP checkpoint with ``lang_encoder.*``, or
+            an open_clip tag; empty = OpenAI's weights from open_clip's cache. Text weights alone are
+            enough.
         allow_download: let open_clip fetch missing weights.
         cache_dir: instead of open_clip's own cache folders.
         batch_size: texts per forward pass.
@@ -83,23 +87,28 @@ class ClipTextEncoder:
         """Un-normalised features [N, D], float32 on the CPU, whatever autocast is around."""
         if not texts:
             return torch.zeros(0, self.dim)
-        model, tokenize = self._ready()
+        _, tokenize = self._ready()
         texts = list(texts)
         starts = range(0, len(texts), self.batch_size)
         quiet = True if len(starts) < PROGRESS_BATCHES else None  # None: only on a terminal
         features: list[Tensor] = []
         full = 0
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            for start in tqdm(starts, desc="text features", unit="batch", disable=quiet):
-                tokens_NL = tokenize(texts[start : start + self.batch_size])
-                full += int((tokens_NL[:, -1] != 0).sum())
-                encoded_ND = model.encode_text(tokens_NL.to(self.device))  # type: ignore[operator]
-                features.append(encoded_ND.float().cpu())
+        for start in tqdm(starts, desc="text features", unit="batch", disable=quiet):
+            tokens_NL = tokenize(texts[start : start + self.batch_size])
+            full += int((tokens_NL[:, -1] != 0).sum())
+            features.append(self.encode_tokens(tokens_NL))
         if full:
             logger.warning(
                 "%d of %d texts fill CLIP's token limit: the rest is cut.", full, len(texts)
             )
         return torch.cat(features)
+
+    def encode_tokens(self, tokens_NL: Tensor) -> Tensor:
+        """As :meth:`encode`, for one batch of int64 tokens; the end token has the largest number."""
+        model, _ = self._ready()
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            encoded_ND: Tensor = model.encode_text(tokens_NL.to(self.device))  # type: ignore[operator]
+        return encoded_ND.float().cpu()
 
     def _ready(self) -> tuple[nn.Module, Callable[[list[str]], Tensor]]:
         with self._lock:
@@ -111,12 +120,47 @@ class ClipTextEncoder:
 
 
 def text_tensors(content: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors outside the image tower, without wrappers and prefixes (``module.``, ``text.``)."""
-    state = content.get("state_dict", content)
+    """Tensors outside the image tower, without wrappers and prefixes (``module.``, ``text.``).
+
+    Of a RegionCLIP checkpoint only those below ``lang_encoder.``.
+    """
+    state = _unwrapped(content)
+    prefix = REGIONCLIP_TEXT if _is_regionclip(state) else ""
     for name, value in state.items():
-        name = name.removeprefix("module.").removeprefix("text.")
+        if not name.startswith(prefix):
+            continue
+        name = name.removeprefix(prefix).removeprefix("text.")
         if isinstance(value, Tensor) and name.split(".")[0] not in _NOT_TEXT:
             yield name, value
+
+
+def holds_text_encoder(path: str | Path) -> bool:
+    """Whether a file is a RegionCLIP checkpoint with its text encoder (``lang_encoder.*``).
+
+    A glance at the names. A file that is not there or cannot be read holds none: who loads it says
+    what is wrong.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file() or path.suffix == ".pkl":  # detectron2's and Detectron's detectors
+        return False
+    try:
+        return _is_regionclip(_unwrapped(load_tensors(path, mapped=True)))
+    except WeightsError as error:
+        logger.warning("Not searched for a text encoder: %s", error)
+        return False
+
+
+def _unwrapped(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file holds by name, without wrappers and the prefix of DistributedDataParallel."""
+    for wrapper in _WRAPPERS:
+        if isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    return {str(name).removeprefix("module."): value for name, value in content.items()}
+
+
+def _is_regionclip(names: Mapping[str, Any]) -> bool:
+    return any(name.startswith(REGIONCLIP_TEXT) for name in names)
 
 
 def _identify(path: Path) -> tuple[int, str]:
@@ -143,7 +187,7 @@ def _identify(path: Path) -> tuple[int, str]:
     raise WeightsError(
         "holds no CLIP text tower: text_projection is missing",
         where=str(path),
-        fix="give OpenAI's .pt or an open_clip checkpoint",
+        fix="give OpenAI's .pt, an open_clip checkpoint, or RegionCLIP's with lang_encoder.*",
     )
 
 
@@ -158,10 +202,9 @@ def _build_text_model(config: dict[str, Any], model_name: str, path: Path) -> nn
             where="MODEL.TEXT_ENCODER.NAME",
             fix="use a model whose text tower open_clip itself implements",
         )
-    if zipfile.is_zipfile(path) and not config.get("quick_gelu"):
-        with zipfile.ZipFile(path) as archive:
-            if is_torchscript(archive.namelist()):  # only OpenAI published such archives
-                raise quick_gelu_error(model_name, str(path))
+    content = load_tensors(path)
+    if not config.get("quick_gelu") and _is_quick_gelu(path, content):
+        raise quick_gelu_error(model_name, str(path))
     config["vision_cfg"] = _NO_VISION
     model: nn.Module = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
     prefix = "text." if custom else ""
@@ -170,7 +213,7 @@ def _build_text_model(config: dict[str, Any], model_name: str, path: Path) -> nn
         for name, tensor in model.state_dict().items()
         if name.split(".")[0] not in _NOT_TEXT
     }
-    found = {f"{prefix}{name}": tensor for name, tensor in text_tensors(load_tensors(path))}
+    found = {f"{prefix}{name}": tensor for name, tensor in text_tensors(content)}
     wrong = [
         f"{name} {list(found[name].shape) if name in found else 'missing'} for {list(shape)}"
         for name, shape in expected.items()
@@ -186,6 +229,16 @@ def _build_text_model(config: dict[str, Any], model_name: str, path: Path) -> nn
     model.load_state_dict({name: found[name] for name in expected}, strict=False)
     del model.visual
     return model.float().eval().requires_grad_(False)
+
+
+def _is_quick_gelu(path: Path, content: Mapping[str, Any]) -> bool:
+    """OpenAI's models, which alone were published as archives, and RegionCLIP's made from them."""
+    if _is_regionclip(_unwrapped(content)):
+        return True
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return is_torchscript(archive.namelist())
 
 
 def _tokenizer(config: dict[str, Any], model_name: str) -> Callable[[list[str]], Tensor]:

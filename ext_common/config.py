@@ -50,7 +50,8 @@ def add_common_config(cfg: CfgNode) -> None:
     add_default(cfg.MODEL, "VOCABULARY", "")
     text = add_node(cfg.MODEL, "TEXT_ENCODER")
     add_default(text, "NAME", "ViT-B-32-quickgelu")  # an open_clip model name, or "hash"
-    add_default(text, "WEIGHTS", "")  # a local OpenAI .pt or open_clip file; empty = the cache
+    # OpenAI .pt, open_clip or RegionCLIP file; empty = the one in MODEL.WEIGHTS, or the cache
+    add_default(text, "WEIGHTS", "")
     add_default(text, "DIM", 512)  # width of the "hash" encoder; CLIP models bring their own
     add_default(text, "TEMPLATES", ("a {}",))  # prompts; several are averaged
     add_default(text, "CACHE_DIR", "")  # folder for computed embeddings; empty = no cache

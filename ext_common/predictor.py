@@ -31,7 +31,7 @@ from ext_common.errors import ConfigError, ImageError, VocabularyError, WeightsE
 from ext_common.images import Source, image_size, printable, read_image
 from ext_common.modeling.build import build_model
 from ext_common.results import Detections
-from ext_common.text_encoder import build_text_encoder, embed_vocabulary
+from ext_common.text_encoder import embed_vocabulary, text_encoder_from_config
 from ext_common.transforms import build_augmentations
 from ext_common.vocabulary import Vocabulary
 
@@ -110,7 +110,7 @@ class Predictor:
             )
         if vocabulary.embeddings_CD is None:
             node = self.cfg.MODEL.TEXT_ENCODER
-            encoder = build_text_encoder(node, self.cfg.MODEL.DEVICE)
+            encoder = text_encoder_from_config(self.cfg)
             vocabulary = embed_vocabulary(vocabulary, encoder, node.TEMPLATES, node.CACHE_DIR)
         with torch.no_grad():
             self._classifier = prepare(vocabulary)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ext_common.clip_text_encoder import ClipTextEncoder
+from ext_common.clip_text_encoder import ClipTextEncoder, holds_text_encoder
 from ext_common.errors import ConfigError, VocabularyError
 from ext_common.text_cache import cache_file, read_cached, write_cached
 from ext_common.vocabulary import Vocabulary
@@ -28,6 +28,7 @@ __all__ = [
     "build_text_encoder",
     "embed_vocabulary",
     "load_vocabulary",
+    "text_encoder_from_config",
 ]
 
 logger = logging.getLogger(__name__)
@@ -132,6 +133,22 @@ def build_text_encoder(node: Any, device: str = "cpu") -> TextEncoder:
     )
 
 
+def text_encoder_from_config(cfg: Any) -> TextEncoder:
+    """The text encoder of a whole configuration, on ``MODEL.DEVICE``.
+
+    It is the one of ``MODEL.TEXT_ENCODER``; without WEIGHTS there, the one in ``MODEL.WEIGHTS`` where
+    that is a RegionCLIP checkpoint with ``lang_encoder.*``.
+
+    Raises:
+        WeightsError, ConfigError: as :func:`build_text_encoder`.
+    """
+    node = cfg.MODEL.TEXT_ENCODER
+    if node.NAME != HASH_ENCODER and not node.WEIGHTS and holds_text_encoder(cfg.MODEL.WEIGHTS):
+        logger.info("The text encoder is taken from %s", cfg.MODEL.WEIGHTS)
+        return ClipTextEncoder(node.NAME, cfg.MODEL.WEIGHTS, device=cfg.MODEL.DEVICE)
+    return build_text_encoder(node, cfg.MODEL.DEVICE)
+
+
 def embed_vocabulary(
     vocabulary: Vocabulary,
     encoder: TextEncoder,
@@ -183,7 +200,7 @@ def load_vocabulary(cfg: Any) -> Vocabulary | None:
     """The vocabulary that a configuration asks for, with embeddings.
 
     ``MODEL.VOCABULARY`` is read by :meth:`Vocabulary.parse`; names are embedded as
-    ``MODEL.TEXT_ENCODER`` says, on ``MODEL.DEVICE``. A file that brings embeddings needs no encoder.
+    ``MODEL.TEXT_ENCODER`` says (:func:`text_encoder_from_config`). A file that brings embeddings needs no encoder.
 
     Returns:
         None where ``MODEL.VOCABULARY`` is empty.
@@ -197,7 +214,7 @@ def load_vocabulary(cfg: Any) -> Vocabulary | None:
     if vocabulary.embeddings_CD is not None:
         return vocabulary
     node = cfg.MODEL.TEXT_ENCODER
-    encoder = build_text_encoder(node, cfg.MODEL.DEVICE)
+    encoder = text_encoder_from_config(cfg)
     return embed_vocabulary(vocabulary, encoder, node.TEMPLATES, node.CACHE_DIR)
 
 

@@ -17,7 +17,14 @@ from ext_common.errors import WeightsError
 from ext_common.registries import MODEL_SETUP_REGISTRY
 from ext_common.stored_weights import read_weights
 from ext_common.weights_match import match_weights
-from regionclip_ext.checkpoint_names import OFFLINE, TEXT, clip_key_map, is_clip, offline_name
+from regionclip_ext.checkpoint_names import (
+    OFFLINE,
+    TEXT,
+    clip_key_map,
+    foreign_names,
+    is_clip,
+    offline_name,
+)
 from regionclip_ext.modeling.roi_heads import CLIPRes5ROIHeads
 
 logger = logging.getLogger(__name__)
@@ -129,6 +136,22 @@ def translate_clip(
         if not any(name.startswith("backbone.attnpool.") for name in own):
             translated = {n: t for n, t in translated.items() if ".attnpool." not in n}
     return {name: tensor.float() for name, tensor in translated.items()}
+
+
+def detector_weights(
+    stored: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
+    """Tensors of ``MODEL.WEIGHTS`` under a detector's names (``TranslatesWeights``).
+
+    Args:
+        stored: the file's; all but CLIP's own files come back as they are.
+        own: the detector's tensors: encoders that it does not have are left out.
+    """
+    if not is_clip(stored):
+        return stored
+    wanted = [p for p in (STUDENT, TEXT) if any(name.startswith(p) for name in own)]
+    foreign = {name: stored[name] for name in foreign_names(stored)}
+    return translate_clip(stored, wanted, own) | foreign
 
 
 def _load_part(

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-TEXT = "lang_encoder."
+from ext_common.clip_text_encoder import REGIONCLIP_TEXT
+
+TEXT = REGIONCLIP_TEXT
 OFFLINE = {
     "backbone.": "offline_backbone.",
     "proposal_generator.": "offline_proposal_generator.",
@@ -19,6 +21,15 @@ _TEXT_NAMES = (
     "ln_final.",
     "positional_embedding",
     "text_projection",
+)
+# what CLIP files have besides encoders
+_CONSTANTS = (
+    "logit_scale",
+    "logit_bias",
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+    "attn_mask",
 )
 
 
@@ -51,6 +62,12 @@ def clip_key_map(
         elif text and name.removeprefix("text.").startswith(_TEXT_NAMES):
             targets[name] = [TEXT + name.removeprefix("text.")]
     return targets
+
+
+def foreign_names(names: Iterable[str]) -> list[str]:
+    """Names in a CLIP file that are no CLIP's."""
+    known = (_IMAGE, *_TEXT_NAMES, *_CONSTANTS)
+    return [name for name in names if not name.removeprefix("text.").startswith(known)]
 
 
 def offline_name(name: str) -> str | None:

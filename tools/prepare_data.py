@@ -47,6 +47,7 @@ COMMANDS = {
     "regionclip-splits": "the open-vocabulary files of COCO and LVIS (RegionCLIP)",
     "soco-neighbours": "objects that a pretraining of SoCo finds alike, as a picture",
     "soco-proposals": "object proposals for SoCo: selective search and other sources",
+    "soco-views": "views of a pretraining of SoCo with their boxes, as a picture",
     "tar-index": "index tar archives and check them",
 }
 """What there is: a module of ``tools/prepare`` each, with ``_`` for ``-``."""

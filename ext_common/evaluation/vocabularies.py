@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ext_common.data.class_names import check_same_order
 from ext_common.data.dataset_names import require_dataset
 from ext_common.errors import ConfigError
-from ext_common.text_encoder import TextEncoder, build_text_encoder, embed_vocabulary
+from ext_common.text_encoder import TextEncoder, embed_vocabulary, text_encoder_from_config
 from ext_common.vocabulary import Vocabulary
 from ext_common.vocabulary_files import DATASET_PREFIX, NameSource, find_source, read_parts
 
@@ -126,7 +126,7 @@ def embedded(cfg: CfgNode, vocabularies: list[Vocabulary]) -> list[Vocabulary]:
     complete = []
     for vocabulary in vocabularies:
         if vocabulary.embeddings_CD is None:
-            encoder = encoder or build_text_encoder(node, cfg.MODEL.DEVICE)
+            encoder = encoder or text_encoder_from_config(cfg)
             vocabulary = embed_vocabulary(vocabulary, encoder, node.TEMPLATES, node.CACHE_DIR)
         complete.append(vocabulary)
     return complete

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import nn
+from torch import Tensor, nn
 
 from ext_common.checkpoint import Checkpointer, load_model_weights
 from ext_common.errors import VocabularyError, WeightsError
@@ -187,6 +188,38 @@ def test_caffe2_weights_need_no_running_statistics(tmp_path: Path) -> None:
     stem = target.backbone["bottom_up"]["stem"]
     assert np.array_equal(stem["conv1"].weight.detach().numpy(), blobs["conv1_w"])
     assert torch.equal(stem["norm"].running_mean, torch.zeros(3))
+
+
+class _Foreign(Detector):
+    """Knows files whose names begin with ``theirs/``."""
+
+    def translate_weights(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {name.removeprefix("theirs/"): tensor for name, tensor in tensors.items()}
+
+
+def test_a_model_translates_foreign_names_and_coverage_stays_strict(tmp_path: Path) -> None:
+    source, path = randomised(Detector()), tmp_path / "a.pth"
+    state = {f"theirs/{name}": tensor for name, tensor in source.state_dict().items()}
+    torch.save(state, path)
+    target = _Foreign()
+    assert load_model_weights(target, path).complete
+    assert same(source, target)
+    with pytest.raises(WeightsError, match="none of its tensors"):
+        load_model_weights(Detector(), path)
+    del state["theirs/head.bias"]
+    torch.save(state | {"theirs/extra": torch.zeros(1)}, path)
+    with pytest.raises(WeightsError, match=r"1 missing: head\.bias; 1 unexpected: extra"):
+        load_model_weights(_Foreign(), path)
+
+
+def test_the_log_names_what_a_file_may_lack_and_lacks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = save(randomised(Detector()), tmp_path / "a.pth", **{"head.bias": None})
+    with caplog.at_level(logging.INFO):
+        load_model_weights(Detector(), path, allow_partial=["head.*", "backbone.*", "*.extra"])
+    (line,) = (r.message for r in caplog.records if r.message.startswith("not taken from"))
+    assert line.endswith(": head.*")
 
 
 def test_equal_endings_go_below_the_prefix_of_the_others() -> None:
