@@ -1,0 +1,1 @@
+"""Small experiments that look whether a method does what it is for."""

@@ -1,0 +1,45 @@
+"""The experiment of benchmarks/claims/soco.py with two steps for each run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.claims import soco
+
+
+def test_quick_run_makes_table_and_plot_and_is_not_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--output", str(tmp_path / "run"), "--quick"]
+    assert soco.main(words) == 0, capsys.readouterr().err
+    lines = (tmp_path / "run" / "table.md").read_text().splitlines()
+    assert lines[0] == "| | AP | AP50 | seeds |"
+    titles = [line.split("|")[1].strip() for line in lines[2:]]
+    assert titles == [title for title, _ in soco.METHODS.values()]
+    assert all(line.endswith("| 1 |") for line in lines[2:])
+    assert (tmp_path / "run" / "plot.png").stat().st_size > 5000
+    for method in soco.METHODS:
+        folder = tmp_path / "run" / f"finetune-{method}-seed0"
+        assert json.loads((folder / "results.json").read_text())
+        if method != soco.SCRATCH:
+            assert (tmp_path / "run" / f"pretrain-{method}-seed0.pkl").is_file()
+    capsys.readouterr()
+
+    assert soco.main(words) == 0
+    again = capsys.readouterr().out
+    assert "[16/16]" not in again
+    assert again.count("finished before") == 13
+    assert "$ python" not in again
+
+    assert soco.main([*words, "--labelled", "7"]) == 1
+    assert "other settings: sizes" in capsys.readouterr().err
+
+
+def test_wrong_counts_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        soco.main(["--output", str(tmp_path / "run"), "--seeds", "0"])
+    assert "--seeds is 1 or more" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
