@@ -215,12 +215,15 @@ class ExtTrainer(TrainerBase):
         with _expected_errors_without_traceback(), self.stop.listening():
             try:
                 super().train(self.start_iter, self.max_iter)
+            except RuntimeError:
+                # torch tells about a dead loader worker at any time, also while hooks run
+                with explain_dead_worker(f"at iteration {self.iter}", self._last_images):
+                    raise
             finally:
                 self._batches = None  # loader workers end here, not when the program does
 
     def run_step(self) -> None:
         """One batch: detectron2's loop calls this."""
-        # torch tells about a dead loader worker at any time, not only to who waits for it
         with explain_dead_worker(f"at iteration {self.iter}", self._last_images):
             batch, data_time = self._next_batch()
             losses = self.train_step(batch, self.iter)

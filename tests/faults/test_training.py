@@ -195,11 +195,12 @@ def test_case_38_the_starting_process_hands_sigterm_on(tmp_path: Path) -> None:
     check_stopped(run, process.returncode, error, "SIGTERM")
 
 
+@pytest.mark.parametrize("fault", ["worker", "worker-seen-here"])
 def test_case_38_a_killed_loader_worker_is_a_clean_stop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     run = write_run(tmp_path, SOLVER={"MAX_ITER": 50}, DATALOADER={"NUM_WORKERS": 1})
-    monkeypatch.setenv("FAULT", "worker:3")
+    monkeypatch.setenv("FAULT", f"{fault}:3")
     words, errors = ["--config-file", str(run.config_file)], tmp_path / "errors.txt"
     assert in_new_process(lambda: run_tool(words, errors, FaultyTrainer)) == 1
     last = errors.read_text().strip().splitlines()[-1]

@@ -1,7 +1,8 @@
 """tools/train_net.py with an accident in it; started as a program, also by torchrun.
 
 ``FAULT`` in the environment: ``kill:RANK:ITERATION`` ends that process of the first start with
-SIGKILL; ``worker:ITERATION`` a loader worker.
+SIGKILL; ``worker:ITERATION`` a loader worker, ``worker-seen-here:ITERATION`` one whose end is
+noticed while hooks run.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 import ext_common  # noqa: F401 - first: it repairs detectron2 0.6
@@ -29,9 +31,11 @@ class _Accident(HookBase):
     def before_step(self) -> None:
         if self._kind == "kill" and [comm.get_rank(), self.trainer.iter] == self._numbers:
             os.kill(os.getpid(), signal.SIGKILL)
-        if self._kind == "worker" and [self.trainer.iter] == self._numbers:
+        if self._kind in ("worker", "worker-seen-here") and [self.trainer.iter] == self._numbers:
             worker = multiprocessing.active_children()[0]
             os.kill(worker.pid or 0, signal.SIGKILL)
+            if self._kind == "worker-seen-here":
+                time.sleep(60)  # ends as soon as torch's signal handler raises
 
 
 class FaultyTrainer(ExtTrainer):
