@@ -60,10 +60,10 @@ class StepModel:
         """The same with a run of head, projector and predictor for every box set and level."""
         model, pairs = self.model, self.batch.pairs
         model.zero_grad(set_to_none=True)
-        online = plain_vectors(model.online, self.batch)
+        online = [F.normalize(v, dim=-1) for v in plain_embed(model.online, self.batch)]
         plain_update(model)
         with torch.no_grad():
-            target = plain_vectors(model.target, self.batch)
+            target = [F.normalize(v, dim=-1) for v in plain_embed(model.target, self.batch)]
         total = online[0].new_zeros(())
         for i, pair in enumerate(pairs):
             matrix = model.matrix(pair)
@@ -82,8 +82,8 @@ class StepModel:
         return found
 
 
-def plain_vectors(parts: dict[str, nn.Module], batch: ViewBatch) -> list[Tensor]:
-    """Vectors [N, P * K, C] of every box set, of length 1 (specification 3.1)."""
+def plain_embed(parts: dict[str, nn.Module], batch: ViewBatch) -> list[Tensor]:
+    """Vectors [N, P * K, C] of every box set: specification 3.1, one run for each level."""
     maps = [parts["neck"](parts["encoder"](view)) for view in batch.views]
     found = []
     for box_set in batch.sets:
@@ -93,7 +93,7 @@ def plain_vectors(parts: dict[str, nn.Module], batch: ViewBatch) -> list[Tensor]
             vectors = parts["projector"](parts["head"](pool_regions(map_NCHW, rois)))
             if "predictor" in parts:
                 vectors = parts["predictor"](vectors)
-            levels.append(F.normalize(vectors).view(*box_set.boxes_NK5.shape[:2], -1))
+            levels.append(vectors.view(*box_set.boxes_NK5.shape[:2], -1))
         found.append(torch.cat(levels, dim=1))
     return found
 

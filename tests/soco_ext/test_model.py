@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.soco_steps import plain_embed
 from ext_common.errors import ConfigError, DatasetError, ExtError
 from ext_common.modeling.build import build_model
 from soco_ext.modeling.contrast import ContrastiveModel
 from soco_ext.modeling.momentum import freeze_as_copy
 from soco_ext.modeling.pyramid_model import SoCoFPN
-from soco_ext.modeling.region_pooling import map_rois, pool_regions
 from soco_ext.modeling.resnet import DEPTHS, ResNet
 from soco_ext.modeling.view_batch import BoxSet, ViewBatch, collate
 from tests.soco_ext.tiny_soco import SIZES, samples, tiny_config
@@ -32,22 +32,6 @@ def make(model: str = "SoCoFPN", *words: Any) -> ContrastiveModel:
     for name, target in built.target.items():
         freeze_as_copy(target, built.online[name])
     return built.train()
-
-
-def plain_embed(parts: dict[str, nn.Module], batch: ViewBatch) -> list[Tensor]:
-    """Specification 3.1 step by step: one run for every box set and level."""
-    maps = [parts["neck"](parts["encoder"](view)) for view in batch.views]
-    found = []
-    for box_set in batch.sets:
-        levels = []
-        for map_NCHW in maps[box_set.view]:
-            rois = map_rois(box_set.boxes_NK5, *map_NCHW.shape[-2:])
-            vectors = parts["projector"](parts["head"](pool_regions(map_NCHW, rois)))
-            if "predictor" in parts:
-                vectors = parts["predictor"](vectors)
-            levels.append(vectors.view(*box_set.boxes_NK5.shape[:2], -1))
-        found.append(torch.cat(levels, dim=1))
-    return found
 
 
 def test_one_grouped_run_equals_a_run_per_set_and_level() -> None:
