@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,7 +28,8 @@ from regionclip_ext.modeling.pretrain.options import PretrainOptions
 from regionclip_ext.modeling.pretrain.region_head import PretrainRes5ROIHeads, whole_images
 from regionclip_ext.modeling.regions.drawn import RandomRegions
 from regionclip_ext.modeling.regions.offline import OfflineRPN
-from regionclip_ext.modeling.regions.source import as_regions
+from regionclip_ext.modeling.regions.source import Images, as_regions
+from regionclip_ext.modeling.regions.source import Sizes as ImageSizes
 
 CLIP_PIXELS = PixelFormat(
     "RGB", (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -38,6 +39,24 @@ TEMPERATURE = 0.01
 CAPTIONS = ("a man riding a wave on top of a surfboard", "two dogs on a couch near a window")
 GRADIENTS = ("layer4.0.conv1.weight", "attnpool.c_proj.weight")
 TINY = ClipResNetShape((1, 1, 1, 1), 8, 4, 16, 64, 16)
+
+
+@dataclass(frozen=True)
+class TimedRPN:
+    """Runs an RPN for its time and gives other regions: with random weights it finds few.
+
+    Args:
+        rpn: the branch.
+        found: what it would have found.
+    """
+
+    rpn: OfflineRPN
+    found: list[Instances]
+
+    def propose(self, images: Images, image_sizes: ImageSizes) -> list[Instances]:
+        """The stored regions, whatever the pictures."""
+        self.rpn.propose(images, image_sizes)
+        return self.found
 
 
 @dataclass(frozen=True)
@@ -83,7 +102,7 @@ class PretrainingStep:
             layers=sizes.text_layers,
         )
         pool_CD = torch.randn(sizes.concepts, encoder.embed_dim)
-        self.rpn = _offline_rpn(sizes)
+        rpn = _offline_rpn(sizes)
         self.model = PretrainFastRCNN(
             backbone=student,
             roi_heads=PretrainRes5ROIHeads(
@@ -95,16 +114,16 @@ class PretrainingStep:
             lang_encoder=text,
             pools=ConceptPools(pool_CD, pool_CD),
         ).to(device)
-        for module in (self.rpn.backbone, self.rpn.proposal_generator):
+        for module in (rpn.backbone, rpn.proposal_generator):
             module.to(device)
-        self.rpn.freeze()
+        rpn.freeze()
         height, width = sizes.image
         self.images = [_patches(height - 16 * n, width).to(device) for n in range(2)]
         self.sizes = [(int(i.shape[1]), int(i.shape[2])) for i in self.images]
         self.tokens_NL = tokenize(CAPTIONS)
-        # an RPN of random weights finds few regions: both ways take the same random ones
         regions = RandomRegions(sizes.regions).propose(self.images, self.sizes)
         self.stored = [as_regions(r.proposal_boxes.tensor, r.image_size) for r in regions]
+        self.rpn = TimedRPN(rpn, self.stored)
         self._know_the_regions()
 
     def _know_the_regions(self) -> None:
@@ -137,23 +156,15 @@ class PretrainingStep:
         """The specification, part after part (3.1 to 3.3)."""
         self.model.zero_grad()
         model = self.model
-        assert model.teacher_backbone is not None
         self.rpn.propose(self.images, self.sizes)
-        boxes = [found.proposal_boxes for found in self.stored]
         images = normalize_images(self.images, self.sizes, CLIP_PIXELS, channels="RGB").tensor
-        whole = whole_images((images.shape[2], images.shape[3]), len(boxes), images.device)
-        with torch.no_grad():
-            teacher = model.teacher_backbone(images)["res4"]
-            seen_RD = self._embed(model.teacher_backbone, teacher, boxes)
-            probs_RC = (_unit(seen_RD) @ _unit(model.concepts_CD).T / 0.01).softmax(dim=1)
-            texts_ND = encode_tokens(model.lang_encoder, self.tokens_NL.to(images.device))
+        probs_RC = self.plain_teacher(images)
+        texts_ND = self.plain_texts()
         confidence_R, labels_R = probs_RC.max(dim=1)
         kept_R = confidence_R > model.options.threshold
         kept_R = kept_R | ~kept_R.any()
-        res4 = model.backbone(images)["res4"]
-        regions_KD = _unit(self._embed(model.backbone, res4, boxes))[kept_R]
-        whole_ND = _unit(self._embed(model.backbone, res4, whole))
-        labels_K = labels_R[kept_R]
+        regions_RD, whole_ND = self.plain_student(images)
+        regions_KD, labels_K = regions_RD[kept_R], labels_R[kept_R]
         concepts_CD = _unit(model.concepts_CD)
         logits_KC = regions_KD @ concepts_CD.T / TEMPERATURE
         kinds_KK = (labels_K[:, None] == labels_K).float()
@@ -173,6 +184,36 @@ class PretrainingStep:
             }
         )
 
+    def plain_teacher(self, images_BCHW: Tensor) -> Tensor:
+        """Soft labels of all regions [R, C]."""
+        model = self.model
+        assert model.teacher_backbone is not None
+        with torch.no_grad():
+            res4 = model.teacher_backbone(images_BCHW)["res4"]
+            boxes = [found.proposal_boxes for found in self.stored]
+            seen_RD = self._embed(model.teacher_backbone, res4, boxes)
+            return (_unit(seen_RD) @ _unit(model.concepts_CD).T / 0.01).softmax(dim=1)
+
+    def plain_texts(self) -> Tensor:
+        """Caption embeddings [N, D], with their padding."""
+        with torch.no_grad():
+            tokens_NL = self.tokens_NL.to(self.images[0].device)
+            return encode_tokens(self.model.lang_encoder, tokens_NL)
+
+    def plain_student(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit embeddings of the regions [R, D], and in a second pass of whole images [N, D]."""
+        student = self.model.backbone
+        boxes = [found.proposal_boxes for found in self.stored]
+        canvas = (images_BCHW.shape[2], images_BCHW.shape[3])
+        whole = whole_images(canvas, len(boxes), images_BCHW.device)
+        res4 = student(images_BCHW)["res4"]
+        regions_RD = _unit(self._embed(student, res4, boxes))
+        return regions_RD, _unit(self._embed(student, res4, whole))
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients."""
+        loss.backward()
+
     def _embed(self, encoder: ClipResNet, res4: Tensor, boxes: Sequence[Boxes]) -> Tensor:
         maps = encoder.last_stage(self.model.roi_heads.pooler([res4], list(boxes)))
         assert encoder.attnpool is not None
@@ -181,7 +222,7 @@ class PretrainingStep:
     def _results(self, losses: dict[str, Tensor]) -> Results:
         # their sum: with random weights the contrast may be 0 up to rounding
         loss = torch.stack(list(losses.values())).sum()
-        loss.backward()
+        self.backward(loss)
         found = {"loss": loss.detach()}
         for name in GRADIENTS:
             gradient = self.model.backbone.get_parameter(name).grad

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from ext_common.config import load_config
 from ext_common.modeling.build import build_model
 from soco_ext.losses.pair_similarity import pair_loss
 from soco_ext.modeling.contrast import ContrastiveModel
+from soco_ext.modeling.pyramid_model import SPARSE
 from soco_ext.modeling.region_pooling import map_rois, pool_regions
 from soco_ext.modeling.view_batch import BoxPair, BoxSet, ViewBatch
+from soco_ext.modeling.view_passes import GROUPED
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs/soco/SoCo_FPN_100ep.yaml"
 SMALL = (
@@ -30,6 +32,11 @@ SMALL = (
     *("SOCO.HEAD_DIM", "16", "SOCO.HIDDEN_DIM", "16", "SOCO.EMBEDDING_DIM", "8"),
 )
 """Config pairs of a model that tests can run."""
+HALF_WIDTH = (
+    *("SOCO.BASE_WIDTH", "32", "MODEL.FPN.OUT_CHANNELS", "128", "SOCO.HEAD_DIM", "512"),
+    *("SOCO.HIDDEN_DIM", "2048", "SOCO.EMBEDDING_DIM", "128"),
+)
+"""Config pairs of a model with a quarter of the work: all layers are half as wide as the paper's."""
 _COMPARED = (
     "encoder.conv1.weight",
     "head.conv1.weight",
@@ -114,6 +121,7 @@ def build_step(
     images: int = 2,
     opts: Sequence[str] = (),
     norms: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> StepModel:
     """A model of ``configs/soco/SoCo_FPN_100ep.yaml`` and a random batch.
 
@@ -123,6 +131,7 @@ def build_step(
         images: N.
         opts: more ``KEY VALUE`` pairs.
         norms: False = batch norms are left out; then ``sparse`` and ``dense`` are the same function.
+        dtype: of weights and batch.
     """
     torch.manual_seed(0)
     words = ["MODEL.DEVICE", str(device), "SOCO.MOMENTUM", "1.0", *opts]
@@ -133,14 +142,27 @@ def build_step(
             nn.init.ones_(module.weight)
     if not norms:
         _remove_norms(model)
-    return StepModel(model.train(), _batch(device, sizes, images))
+    return StepModel(model.to(dtype).train(), _batch(device, sizes, images, dtype=dtype))
 
 
-def twin(step: StepModel, level_use: str) -> StepModel:
-    """The same weights and batch with another use of the levels."""
+def sparse_twin(step: StepModel) -> StepModel:
+    """The same weights and batch, every box on its own level only."""
     model: Any = copy.deepcopy(step.model)
-    model.regions = copy.copy(model.regions).__class__(level_use, model.regions.size)
+    model.regions = replace(model.regions, level_use=SPARSE)
     return StepModel(model, step.batch)
+
+
+def one_pass_twin(step: StepModel) -> StepModel:
+    """The same with one run of the backbone for views 1 and 2."""
+    model: Any = copy.deepcopy(step.model)
+    model.view_passes = GROUPED
+    return StepModel(model, step.batch)
+
+
+def plain_twin(step: StepModel) -> StepModel:
+    """The same in torch's own memory layout, for :meth:`StepModel.run_plain`."""
+    model = copy.deepcopy(step.model)
+    return StepModel(model.to(memory_format=torch.contiguous_format), step.batch)
 
 
 def _remove_norms(module: nn.Module) -> None:
@@ -151,7 +173,9 @@ def _remove_norms(module: nn.Module) -> None:
             _remove_norms(child)
 
 
-def _batch(device: torch.device, sizes: Sequence[int], images: int, boxes: int = 4) -> ViewBatch:
+def _batch(
+    device: torch.device, sizes: Sequence[int], images: int, *, dtype: torch.dtype, boxes: int = 4
+) -> ViewBatch:
     generator = torch.Generator().manual_seed(0)
 
     def box_set(view: int) -> BoxSet:
@@ -159,8 +183,9 @@ def _batch(device: torch.device, sizes: Sequence[int], images: int, boxes: int =
         size = 0.3 + torch.rand(images, boxes, 2, generator=generator) * 0.29
         ids = torch.arange(1.0, boxes + 1).expand(images, boxes)[..., None]
         levels = torch.randint(0, 4, (images, boxes), generator=generator)
-        return BoxSet(view, torch.cat([corner, corner + size, ids], dim=2).to(device), levels)
+        boxes_NK5 = torch.cat([corner, corner + size, ids], dim=2)
+        return BoxSet(view, boxes_NK5.to(device, dtype), levels)
 
-    views = [torch.randn(images, 3, size, size, generator=generator).to(device) for size in sizes]
+    views = [torch.randn(images, 3, s, s, generator=generator).to(device, dtype) for s in sizes]
     pairs = [BoxPair(box_set(0), box_set(view)) for view in range(1, len(sizes))]
     return ViewBatch(views, pairs)

@@ -15,7 +15,11 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 
 from ext_common.errors import ConfigError
-from ext_common.registries import CONFIG_CHECK_REGISTRY, CONFIG_REGISTRY
+from ext_common.registries import (
+    CONFIG_CHECK_REGISTRY,
+    CONFIG_REGISTRY,
+    FINISH_CONFIG_REGISTRY,
+)
 from ext_common.yaml_safe import read_yaml_with_base
 
 _COMMAND_LINE = "command line"
@@ -93,6 +97,7 @@ def _add_input(cfg: CfgNode) -> None:
     add_default(cfg.INPUT, "TEST_SIZE", 640)  # square side at test, pixels
     add_default(cfg.INPUT, "TEST_INPUT_TYPE", "default")  # default = shortest edge | square
     add_default(cfg.INPUT, "MAX_PIXELS", 178_956_970)  # larger images are refused before decoding
+    add_default(cfg.INPUT, "MAX_INSTANCES", 0)  # objects of a training image; 0 = no limit
     add_default(cfg.INPUT, "BAD_SAMPLE_POLICY", "skip")  # skip (count, log, replace) | raise
     # go by the picture where its size is not the record's
     add_default(cfg.INPUT, "TRUST_FILES", False)
@@ -162,8 +167,27 @@ def load_config(
     return cfg
 
 
+def finish_config(cfg: CfgNode, *, training: bool) -> None:
+    """Write the keys that follow from others; called once, before the checks and the freeze.
+
+    Doing it again changes nothing.
+
+    Args:
+        cfg: complete, not frozen; changed in place.
+        training: whether a training is prepared.
+
+    Raises:
+        ConfigError: values that nothing follows from.
+    """
+    for _, finish in sorted(FINISH_CONFIG_REGISTRY):
+        finish(cfg, training)
+
+
 def validate_config(cfg: CfgNode, *, training: bool) -> None:
-    """Run every registered check; the first impossible combination raises ConfigError."""
+    """Run every registered check; the first impossible combination raises ConfigError.
+
+    The configuration stays as it is.
+    """
     for _, check in sorted(CONFIG_CHECK_REGISTRY):
         check(cfg, training)
 

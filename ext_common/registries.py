@@ -11,8 +11,13 @@ from fvcore.common.registry import Registry
 CONFIG_REGISTRY = Registry("CONFIG")
 """``add_*_config(cfg) -> None``: adds a package's keys and defaults."""
 
+FINISH_CONFIG_REGISTRY = Registry("FINISH_CONFIG")
+"""``finish(cfg, training: bool) -> None``: writes keys that follow from others (a schedule in images
+as iterations), once, when all files and command-line pairs are merged and before the checks."""
+
 CONFIG_CHECK_REGISTRY = Registry("CONFIG_CHECK")
-"""``check_*(cfg, training: bool) -> None``: raises ConfigError for a combination that cannot work."""
+"""``check_*(cfg, training: bool) -> None``: raises ConfigError for a combination that cannot work.
+Checks change nothing."""
 
 TRAIN_LOADER_REGISTRY = Registry("TRAIN_LOADER")
 """Key: a value of ``DATALOADER.SAMPLER_TRAIN``. ``build(cfg) -> iterable of batches``."""

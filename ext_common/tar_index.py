@@ -7,52 +7,20 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, overload
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ext_common.errors import DatasetError
 from ext_common.images import printable
+from ext_common.packed_names import PackedNames
 from ext_common.tar_headers import BLOCK
-
-
-class PackedNames(Sequence[str]):
-    """M names in one block of bytes, decoded when they are asked for.
-
-    Args:
-        blob: the names one after the other, UTF-8.
-        ends_M: int64, where each name ends in it.
-    """
-
-    def __init__(self, blob: bytes, ends_M: NDArray[np.int64]) -> None:
-        self.blob = blob
-        self.ends_M = ends_M
-
-    @classmethod
-    def of(cls, names: Sequence[str]) -> PackedNames:
-        """Pack names."""
-        packed = [name.encode("utf-8", "surrogateescape") for name in names]
-        return cls(b"".join(packed), np.cumsum([len(name) for name in packed], dtype=np.int64))
-
-    def __len__(self) -> int:
-        return len(self.ends_M)
-
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        if isinstance(place, slice):
-            return [self[number] for number in range(len(self))[place]]
-        number = range(len(self))[place]
-        start = int(self.ends_M[number - 1]) if number else 0
-        return self.blob[start : int(self.ends_M[number])].decode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True)

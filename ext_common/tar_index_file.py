@@ -20,7 +20,8 @@ import numpy as np
 
 from ext_common.atomic_file import write_bytes
 from ext_common.images import printable
-from ext_common.tar_index import ArchiveState, PackedNames, TarIndex, opened
+from ext_common.packed_names import PackedNames
+from ext_common.tar_index import ArchiveState, TarIndex, opened
 from ext_common.tar_scan import Progress, scan_tar, warn_if_cut
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ def _packed(index: TarIndex) -> bytes:
             index.sizes_M.astype("<i8").tobytes(),
             index.checks_M.astype("<u4").tobytes(),
             index.names.ends_M.astype("<i8").tobytes(),
-            index.names.blob,
+            bytes(index.names.blob),
         ]
     )
     header: dict[str, Any] = {

@@ -13,6 +13,7 @@ import numpy as np
 from ext_common.data.annotation_checks import first_ten, refuse
 from ext_common.errors import DatasetError
 from ext_common.images import printable
+from ext_common.packed_names import PackedNames
 from ext_common.tar_headers import (
     BLOCK,
     CutOffError,
@@ -22,7 +23,7 @@ from ext_common.tar_headers import (
     not_a_tar,
     read_entry,
 )
-from ext_common.tar_index import ArchiveState, PackedNames, TarIndex, opened
+from ext_common.tar_index import ArchiveState, TarIndex, opened
 
 logger = logging.getLogger(__name__)
 

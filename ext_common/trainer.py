@@ -26,7 +26,7 @@ from ext_common.errors import ConfigError, DatasetError, ExtError
 from ext_common.evaluation.stopping import EvaluationStopped, evaluate_unless_stopped
 from ext_common.hooks import LOG_PERIOD, LossRecorder
 from ext_common.interruption import StopRequest, TrainingInterrupted
-from ext_common.loader_faults import explain_dead_worker
+from ext_common.loader_faults import DeadWorker, explain_dead_worker
 from ext_common.micro_batches import MicroBatches, next_micro_batches
 from ext_common.modeling.build import build_model
 from ext_common.non_finite import NonFiniteStep, image_ids
@@ -212,21 +212,19 @@ class ExtTrainer(TrainerBase):
             if self.cfg.DATASETS.TEST:
                 self.results = evaluate(self.cfg, self.model)
             return
-        with _expected_errors_without_traceback(), self.stop.listening():
+        explained = explain_dead_worker(
+            lambda: f"at iteration {self.iter}", lambda: self._last_images
+        )
+        with explained, _expected_errors_without_traceback(), self.stop.listening():
             try:
                 super().train(self.start_iter, self.max_iter)
-            except RuntimeError:
-                # torch tells about a dead loader worker at any time, also while hooks run
-                with explain_dead_worker(f"at iteration {self.iter}", self._last_images):
-                    raise
             finally:
                 self._batches = None  # loader workers end here, not when the program does
 
     def run_step(self) -> None:
         """One batch: detectron2's loop calls this."""
-        with explain_dead_worker(f"at iteration {self.iter}", self._last_images):
-            batch, data_time = self._next_batch()
-            losses = self.train_step(batch, self.iter)
+        batch, data_time = self._next_batch()
+        losses = self.train_step(batch, self.iter)
         if losses is not None:
             self._recorder.record(self.iter, losses, data_time)
 
@@ -370,8 +368,9 @@ def _expected_errors_without_traceback() -> Iterator[None]:
     loop_logger = logging.getLogger("detectron2.engine.train_loop")
 
     def shorten(record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], ExtError):
-            record.msg, record.args = "Training stopped: %s", (record.exc_info[1],)
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, ExtError) or (error and DeadWorker.behind(error)):
+            record.msg, record.args = "Training stopped: %s", (error,)
             record.exc_info = None
         return True
 

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from ext_common.atomic_file import writing
-from ext_common.errors import ExtError, VocabularyError, WeightsError
-from ext_common.weights_io import load_plain
+from ext_common.errors import ExtError, VocabularyError
+from ext_common.weights_io import load_plain, unwritable
 
 DATASET_PREFIX = "dataset:"
 NAME_SUFFIXES = (".txt", ".json")
@@ -182,11 +182,7 @@ def write_npz(
         with writing(path) as file:
             np.savez(file, allow_pickle=False, **arrays)
     except OSError as error:
-        raise WeightsError(
-            f"cannot be written: {error}",
-            where=str(path),
-            fix="check the folder and the free space",
-        ) from error
+        raise unwritable(path, error) from error
 
 
 def _is_file(text: str) -> bool:

@@ -23,7 +23,7 @@ from ext_common.atomic_file import replacing
 from ext_common.errors import VocabularyError, WeightsError
 from ext_common.modeling.zero_shot_classifier import prepare_classifier
 from ext_common.vocabulary import Vocabulary
-from ext_common.weights_io import save_tensors_atomic
+from ext_common.weights_io import save_tensors_atomic, unwritable
 
 SUFFIXES = (".pth", ".pkl", ".safetensors")
 """What :func:`write_weights` writes."""
@@ -46,11 +46,13 @@ class ExportedWeights:
         by_suffix: names are the ends of a detector's names (a backbone); written as
             ``matching_heuristics``.
         vocabulary: classes of the classifier; ``.pth`` files record it.
+        mmdet: ``.pth`` files are laid out as mmdetection reads them.
     """
 
     tensors: Mapping[str, Tensor]
     by_suffix: bool = False
     vocabulary: Vocabulary | None = field(default=None, repr=False)
+    mmdet: bool = False
 
 
 def is_detector(names: Mapping[str, Any]) -> bool:
@@ -145,7 +147,7 @@ def write_weights(weights: ExportedWeights, path: str | Path) -> None:
     """Write a file that appears complete or not at all; its suffix says the kind.
 
     * ``.pth``: ``{"model": ...}``, for a backbone also ``matching_heuristics``, and the vocabulary;
-      tensors and plain values only.
+      tensors and plain values only. For mmdetection ``{"state_dict": ..., "meta": {}}``.
     * ``.pkl``: detectron2's pickle of NumPy arrays (bfloat16 becomes float32).
     * ``.safetensors``: the tensors alone.
 
@@ -153,6 +155,9 @@ def write_weights(weights: ExportedWeights, path: str | Path) -> None:
         WeightsError: another suffix, or the file cannot be written.
     """
     path = Path(path).expanduser()
+    if weights.mmdet:
+        _write_for_mmdet(weights, path)
+        return
     if path.suffix == ".pkl":
         _write_pickle(weights, path)
     elif path.suffix == ".safetensors":
@@ -172,6 +177,12 @@ def write_weights(weights: ExportedWeights, path: str | Path) -> None:
         )
 
 
+def _write_for_mmdet(weights: ExportedWeights, path: Path) -> None:
+    if path.suffix != ".pth":
+        raise WeightsError("mmdetection does not read it", where=str(path), fix="use .pth")
+    save_tensors_atomic({"state_dict": dict(weights.tensors), "meta": {}}, path)
+
+
 def _write_pickle(weights: ExportedWeights, path: Path) -> None:
     content = {
         "model": {name: _as_array(value) for name, value in weights.tensors.items()},
@@ -182,11 +193,7 @@ def _write_pickle(weights: ExportedWeights, path: Path) -> None:
         with replacing(path) as temporary, temporary.open("wb") as file:
             pickle.dump(content, file, protocol=_PICKLE_PROTOCOL)
     except OSError as error:
-        raise WeightsError(
-            f"cannot be written: {error}",
-            where=str(path),
-            fix="check the folder and the free space",
-        ) from error
+        raise unwritable(path, error) from error
 
 
 def _as_array(tensor: Tensor) -> NDArray[Any]:

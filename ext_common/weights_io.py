@@ -162,8 +162,11 @@ def save_tensors_atomic(obj: Any, path: str | Path) -> None:
                 torch.save(obj, file)
     except (OSError, RuntimeError) as error:
         # torch reports a failed write to a file object as RuntimeError
-        raise WeightsError(
-            f"cannot be written: {error}",
-            where=str(path),
-            fix="check the folder and the free space",
-        ) from error
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: str | Path, error: Exception) -> WeightsError:
+    """The error about a file of weights or embeddings that cannot be written."""
+    return WeightsError(
+        f"cannot be written: {error}", where=str(path), fix="check the folder and the free space"
+    )

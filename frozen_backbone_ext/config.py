@@ -36,7 +36,8 @@ def _add_freeze(node: CfgNode) -> None:
     add_default(node, "CACHE_FOLDER", "")
     add_default(node, "ALLOW_RANDOM", False)  # train on a trunk that no weights were loaded into
     # whose pixels the trunk was trained on: torchvision | msra | clip | inception; empty = not
-    # checked (timm's backbones are checked always)
+    # checked (timm's backbones are checked always); auto = write INPUT.FORMAT, MODEL.PIXEL_MEAN
+    # and PIXEL_STD as timm describes the weights
     add_default(node, "PIXELS", "")
 
 
@@ -67,6 +68,8 @@ def _add_parts(model: CfgNode) -> None:
     add_default(nasfpn, "VARIANT", "tf")  # tf (the paper's release) | mm (mmdetection)
     add_default(nasfpn, "POOL", "")  # of attention merges: max | avg; empty = as VARIANT
     add_default(nasfpn, "GATE", "")  # they are gated by the coarse | fine map; empty = as VARIANT
+    # 1x1 convolution before P6 and P7 are pooled: yes | no; empty = as VARIANT
+    add_default(nasfpn, "EXTRA_LEVEL_CONV", "")
     add_default(nasfpn, "MERGE", "searched")  # searched | sum
     add_default(nasfpn, "CELL", "conv")  # conv | bottleneck (EfficientNet-B7 recipe)
     add_default(nasfpn, "DROP_CONNECT", 0.0)  # of bottleneck cells
@@ -83,6 +86,9 @@ def _add_second_stage(node: CfgNode) -> None:
     add_default(node, "BETA", 0.999)  # 0 = all classes alike
     add_default(node, "REDUCTION", "mean")  # mean | weighted_mean
     add_default(node, "COUNT", "instances")  # what is counted per class: instances | images
+    # keep the regions' features in this folder, for pictures that are shown the same way each
+    # time; only the box heads' losses are computed then; empty = no
+    add_default(node, "CACHE_FOLDER", "")
 
 
 def _add_copy_paste(node: CfgNode) -> None:

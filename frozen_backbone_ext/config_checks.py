@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from ext_common.errors import ConfigError
 from ext_common.registries import CONFIG_CHECK_REGISTRY
 from frozen_backbone_ext.data.copy_paste_loader import REPEATED, UNIFORM
+from frozen_backbone_ext.fixed_views import require_fixed_views
 from frozen_backbone_ext.pixel_statistics import check_pixels
 
 
@@ -41,6 +42,8 @@ def _check_freeze(cfg: CfgNode, training: bool) -> None:
             where="MODEL.BACKBONE_FREEZE.CACHE_FOLDER",
             fix="leave it empty",
         )
+    if training and freeze.CACHE_FOLDER:
+        require_fixed_views(cfg, "MODEL.BACKBONE_FREEZE.CACHE_FOLDER")
     loaded = cfg.MODEL.WEIGHTS or freeze.WEIGHTS or cfg.MODEL.TIMM.PRETRAINED
     if training and not loaded and not freeze.ALLOW_RANDOM:
         raise ConfigError(
@@ -63,8 +66,17 @@ def _check_copy_paste(cfg: CfgNode) -> None:
 
 def _check_second_stage(cfg: CfgNode) -> None:
     stage2 = cfg.MODEL.CLASSIFIER_STAGE2
+    key = "MODEL.CLASSIFIER_STAGE2.CACHE_FOLDER"
     if not stage2.ENABLED:
+        if stage2.CACHE_FOLDER:
+            raise ConfigError(
+                "regions change while more than the classifiers is trained",
+                where=key,
+                fix="leave it empty, or set MODEL.CLASSIFIER_STAGE2.ENABLED True",
+            )
         return
+    if stage2.CACHE_FOLDER:
+        require_fixed_views(cfg, key)
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError(
             "the second stage trains the classifier of a trained detector",

@@ -26,11 +26,13 @@ class StepCost:
         rest: D, of neck and heads.
         first: dL, of those layers of the rest whose input needs no gradient once the trunk is
             frozen (the laterals).
+        idle: of those layers of the trunk whose weights need no gradient as it was counted.
     """
 
     trunk: float
     rest: float
     first: float
+    idle: float = 0.0
 
     def ideal_ratio(self, speed_up: float = 1.0) -> float:
         """Frozen step / fine-tuning step: ``(3 D + B / k - dL) / (3 D + 3 B)``.
@@ -39,29 +41,38 @@ class StepCost:
             speed_up: k, how much faster the frozen trunk runs than in training (folded norms,
                 bfloat16, compilation).
         """
-        full = 3 * self.rest + 3 * self.trunk
-        return (3 * self.rest + self.trunk / speed_up - self.first) / full
+        return (3 * self.rest + self.trunk / speed_up - self.first) / self._full
+
+    def partial_ratio(self) -> float:
+        """Step with the layers of ``idle`` at the start of the trunk frozen / fine-tuning step."""
+        return 1 - 2 * self.idle / self._full
 
     def share_of_saving(self, measured_ratio: float, speed_up: float = 1.0) -> float:
         """Measured saving / possible saving; 1 = all of it."""
         return (1 - measured_ratio) / (1 - self.ideal_ratio(speed_up))
+
+    @property
+    def _full(self) -> float:
+        return 3 * self.rest + 3 * self.trunk
 
 
 def step_cost(model: nn.Module, forward: Callable[[], Any]) -> StepCost:
     """Count one forward pass.
 
     Args:
-        model: in training mode, with a frozen trunk that computes in the ordinary way.
+        model: in training mode; its trunk, frozen or not, computes in the ordinary way.
         forward: runs the model once.
     """
     trunk = set(find_trunk(model)[1].modules())
-    counted = {"trunk": 0.0, "rest": 0.0, "first": 0.0}
+    counted = {"trunk": 0.0, "rest": 0.0, "first": 0.0, "idle": 0.0}
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         amount = _multiply_adds(module, inputs[0], output)
         counted["trunk" if module in trunk else "rest"] += amount
         if module not in trunk and not inputs[0].requires_grad:
             counted["first"] += amount
+        if module in trunk and not module.weight.requires_grad:
+            counted["idle"] += amount
 
     with ExitStack() as stack:
         for module in model.modules():

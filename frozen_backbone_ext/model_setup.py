@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from detectron2.config import CfgNode
 from torch import nn
@@ -21,7 +20,9 @@ from frozen_backbone_ext.modeling.freezing import (
     freeze_trunk,
     keep_out_of_checkpoints,
 )
+from frozen_backbone_ext.modeling.subclassing import extend
 from frozen_backbone_ext.modeling.trunk import HASH_BUFFER, find_trunk, trunk_hash
+from frozen_backbone_ext.pixel_statistics import AUTO, check_pixels
 
 POLICIES = ("", "trunk")
 # of the trunk in files of: a detector with a neck, a detector without, CLIP
@@ -50,6 +51,8 @@ def set_up_backbone(cfg: CfgNode, model: nn.Module) -> None:
     if not options.POLICY and not options.WEIGHTS:
         return
     name, trunk = find_trunk(model)
+    if options.PIXELS == AUTO:
+        check_pixels(cfg)  # whoever builds from the file alone has not filled them in
     if options.POLICY:
         trunk = _frozen(cfg, model, trunk)
     if options.WEIGHTS:
@@ -112,7 +115,17 @@ def has_own_weights(trunk: FrozenTrunk, cfg: CfgNode) -> bool:
     return trunk_hash(trunk) != trunk._frozen.built_hash
 
 
+class AllowsGaps(nn.Module):
+    """Mixin of a model whose weight files may lack more than the model itself says."""
+
+    @property
+    def optional_weights(self) -> tuple[str, ...]:
+        """Patterns of names (``checkpoint.load_model_weights``)."""
+        own: tuple[str, ...] = getattr(super(), "optional_weights", ())
+        return (*own, *self.__dict__["_gaps"])
+
+
 def _allow_gaps(model: nn.Module, *patterns: str) -> None:
-    """Names that weight files may lack (``checkpoint.load_model_weights``)."""
-    holder: Any = model
-    holder.optional_weights = (*getattr(model, "optional_weights", ()), *patterns)
+    """Names that weight files may lack."""
+    model.__dict__["_gaps"] = (*model.__dict__.get("_gaps", ()), *patterns)
+    extend(model, AllowsGaps)

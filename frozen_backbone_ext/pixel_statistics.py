@@ -8,6 +8,7 @@ import timm
 from detectron2.config import CfgNode
 
 from ext_common.errors import ConfigError
+from ext_common.registries import FINISH_CONFIG_REGISTRY
 
 Triple = tuple[float, float, float]
 
@@ -54,6 +55,9 @@ DESCRIBED = {
 """By value of ``MODEL.BACKBONE_FREEZE.PIXELS``."""
 
 
+AUTO = "auto"
+
+
 def timm_statistics(name: str) -> PixelStatistics | None:
     """What timm says about the weights of a model; None for a model that it has no weights for."""
     source = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
@@ -65,6 +69,31 @@ def timm_statistics(name: str) -> PixelStatistics | None:
     return PixelStatistics("RGB", (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
 
+@FINISH_CONFIG_REGISTRY.register()
+def finish_pixels(cfg: CfgNode, training: bool) -> None:
+    """With ``MODEL.BACKBONE_FREEZE.PIXELS auto``, take channel order, mean and deviation from timm.
+
+    Args:
+        cfg: changed in place.
+        training: pixels are the same at test.
+
+    Raises:
+        ConfigError: a backbone of another kind, or one whose weights timm does not describe.
+    """
+    if cfg.MODEL.BACKBONE_FREEZE.PIXELS != AUTO:
+        return
+    statistics = timm_statistics(cfg.MODEL.TIMM.BASE_NAME) if _uses_timm(cfg) else None
+    if statistics is None:
+        raise ConfigError(
+            "only weights that timm describes say which pixels they were trained on",
+            where="MODEL.BACKBONE_FREEZE.PIXELS",
+            fix=f"one of {', '.join(DESCRIBED)}",
+        )
+    cfg.INPUT.FORMAT = statistics.order
+    cfg.MODEL.PIXEL_MEAN = list(statistics.mean)
+    cfg.MODEL.PIXEL_STD = list(statistics.std)
+
+
 def check_pixels(cfg: CfgNode) -> None:
     """The configuration gives a frozen trunk the pixels that it was trained on.
 
@@ -72,12 +101,12 @@ def check_pixels(cfg: CfgNode) -> None:
         ConfigError: other ones, or an unknown name.
     """
     name = cfg.MODEL.BACKBONE_FREEZE.PIXELS
-    if name:
+    if name and name != AUTO:
         if name not in DESCRIBED:
             raise ConfigError(
                 f"unknown pixels {name!r}",
                 where="MODEL.BACKBONE_FREEZE.PIXELS",
-                fix=f"one of {', '.join(DESCRIBED)}",
+                fix=f"one of {', '.join((*DESCRIBED, AUTO))}",
             )
         statistics: PixelStatistics | None = DESCRIBED[name]
         source = f"MODEL.BACKBONE_FREEZE.PIXELS {name}"

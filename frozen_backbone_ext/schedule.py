@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from detectron2.config import CfgNode
 
 from ext_common.errors import ConfigError
-from ext_common.registries import CONFIG_CHECK_REGISTRY
+from ext_common.registries import FINISH_CONFIG_REGISTRY
+from ext_common.solver import effective_batch
 
 
 @dataclass(frozen=True)
@@ -55,26 +56,30 @@ def in_iterations(
     )
 
 
-@CONFIG_CHECK_REGISTRY.register()
-def check_a_schedule_in_images(cfg: CfgNode, training: bool) -> None:
+@FINISH_CONFIG_REGISTRY.register()
+def finish_a_schedule_in_images(cfg: CfgNode, training: bool) -> None:
     """Where ``SOLVER.IMAGES.EPOCHS`` is set, write the schedule in iterations into the keys.
 
-    This is the only check that changes the configuration; doing it twice changes nothing.
+    Args:
+        cfg: changed in place; doing it twice changes nothing.
+        training: False leaves it alone.
 
     Raises:
-        ConfigError: numbers that make no schedule.
+        ConfigError: numbers that make no schedule, or two rules for the learning rate.
     """
     images = cfg.SOLVER.IMAGES
     if not training or not images.EPOCHS:
         return
-    batch = cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.get("ACCUMULATE", 1)
+    batch = effective_batch(cfg)
     found = in_iterations(images.EPOCHS, images.PER_EPOCH, images.DROP_EPOCHS, images.WARMUP, batch)
-    frozen = cfg.is_frozen()
-    cfg.defrost()
     cfg.SOLVER.MAX_ITER = found.max_iter
     cfg.SOLVER.STEPS = found.steps
     cfg.SOLVER.WARMUP_ITERS = found.warmup
+    if images.LR_PER_IMAGE and cfg.SOLVER.LR_REFERENCE_BATCH > 0:
+        raise ConfigError(
+            f"{images.LR_PER_IMAGE:g}, and SOLVER.LR_REFERENCE_BATCH scales the rate as well",
+            where="SOLVER.IMAGES.LR_PER_IMAGE",
+            fix="set one of the two to 0",
+        )
     if images.LR_PER_IMAGE:
         cfg.SOLVER.BASE_LR = images.LR_PER_IMAGE * batch
-    if frozen:
-        cfg.freeze()

@@ -29,6 +29,7 @@ from frozen_backbone_ext.losses.class_balanced import (
     class_balanced_weights,
 )
 from frozen_backbone_ext.modeling.subclassing import extend
+from frozen_backbone_ext.second_stage_cache import cache_regions
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +38,16 @@ COUNTS = ("instances", "images")
 
 
 class KeepsStatistics(nn.Module):
-    """Mixin of a model whose norms and dropouts stay in evaluation mode while it trains."""
+    """Mixin of a model that gives the same features in training as in evaluation mode."""
 
     def train(self, mode: bool = True) -> KeepsStatistics:
-        """Heads follow ``mode``, since they compute losses in training only."""
+        """Heads follow ``mode``, since they compute losses in training only.
+
+        Norms and dropouts do not, nor does the backbone with its neck (drop-connect).
+        """
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, _BatchNorm | _DropoutNd):
+        for name, module in self.named_modules():
+            if isinstance(module, _BatchNorm | _DropoutNd) or name.split(".")[-1] == "backbone":
                 module.eval()
         return self
 
@@ -93,6 +97,8 @@ def freeze_all_but_classifiers(cfg: CfgNode, model: nn.Module) -> None:
     for predictor in box_predictors(model):
         predictor.cls_score.requires_grad_(True)
     extend(model, KeepsStatistics).train(model.training)
+    if cfg.MODEL.CLASSIFIER_STAGE2.CACHE_FOLDER:
+        cache_regions(model, cfg)
 
 
 def class_counts(labels: LabelTable, num_classes: int, kind: str) -> Tensor:

@@ -22,6 +22,7 @@ from regionclip_ext.checkpoint_names import (
     TEXT,
     clip_key_map,
     foreign_names,
+    has_vision_transformer,
     is_clip,
     offline_name,
 )
@@ -45,6 +46,7 @@ def setup_regionclip(cfg: CfgNode, model: nn.Module) -> None:
         load_clip_encoders(model, clip.ENCODER_WEIGHTS, teacher=not clip.TEACHER_ENCODER_WEIGHTS)
     if clip.TEACHER_ENCODER_WEIGHTS:
         load_clip_encoders(model, clip.TEACHER_ENCODER_WEIGHTS, student=False, text=False)
+        model.teacher_fixed = True  # type: ignore[assignment]
     if clip.BB_RPN_WEIGHTS and hasattr(model, "offline_backbone"):
         load_offline_branch(model, clip.BB_RPN_WEIGHTS)
 
@@ -120,6 +122,9 @@ def translate_clip(
         prefixes: of the encoders that are wanted: ``backbone.``, ``teacher_backbone.``,
             ``lang_encoder.``.
         own: the model's tensors; tells an encoder below an FPN (``backbone.bottom_up.``).
+
+    Raises:
+        WeightsError: an image encoder is wanted, and the file's is a vision transformer.
     """
     if not is_clip(stored):
         translated = {n: t for n, t in stored.items() if n.startswith(tuple(prefixes))}
@@ -129,6 +134,12 @@ def translate_clip(
     else:
         pyramid = any(name.startswith("backbone.bottom_up.conv1.") for name in own)
         encoders = [prefix for prefix in prefixes if prefix != TEXT]
+        if encoders and has_vision_transformer(stored):
+            raise WeightsError(
+                "the image encoder of this CLIP is a vision transformer, which is not supported",
+                fix="a CLIP ResNet: RN50, RN101, RN50x4 or RN50x16. As a text encoder any CLIP "
+                "will do: MODEL.TEXT_ENCODER",
+            )
         if pyramid:
             encoders = ["backbone.bottom_up." if p == STUDENT else p for p in encoders]
         key_map = clip_key_map(stored, encoders=encoders, text=TEXT in prefixes)
@@ -138,18 +149,16 @@ def translate_clip(
     return {name: tensor.float() for name, tensor in translated.items()}
 
 
-def detector_weights(
-    stored: Mapping[str, Tensor], own: Mapping[str, Tensor]
-) -> Mapping[str, Tensor]:
-    """Tensors of ``MODEL.WEIGHTS`` under a detector's names (``TranslatesWeights``).
+def clip_weights(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Tensors of ``MODEL.WEIGHTS`` under a model's names (``TranslatesWeights``).
 
     Args:
         stored: the file's; all but CLIP's own files come back as they are.
-        own: the detector's tensors: encoders that it does not have are left out.
+        own: the model's tensors that may come from it: encoders without any are left out.
     """
     if not is_clip(stored):
         return stored
-    wanted = [p for p in (STUDENT, TEXT) if any(name.startswith(p) for name in own)]
+    wanted = [p for p in (STUDENT, TEACHER, TEXT) if any(name.startswith(p) for name in own)]
     foreign = {name: stored[name] for name in foreign_names(stored)}
     return translate_clip(stored, wanted, own) | foreign
 

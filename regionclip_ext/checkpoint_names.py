@@ -15,6 +15,7 @@ OFFLINE = {
     "proposal_generator.": "offline_proposal_generator.",
 }
 _IMAGE = "visual."
+_VIT = ("visual.transformer.", "visual.trunk.blocks.", "visual.class_embedding")
 _TEXT_NAMES = (
     "transformer.",
     "token_embedding.",
@@ -36,6 +37,11 @@ _CONSTANTS = (
 def is_clip(names: Iterable[str]) -> bool:
     """Whether these are the names of an OpenAI or open_clip file."""
     return any(name.startswith(_IMAGE) for name in names)
+
+
+def has_vision_transformer(names: Iterable[str]) -> bool:
+    """Whether the image encoder of these names is a ViT (OpenAI's, open_clip's or timm's)."""
+    return any(name.startswith(_VIT) for name in names)
 
 
 def clip_key_map(

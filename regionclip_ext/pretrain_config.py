@@ -14,5 +14,7 @@ def add_regionclip_step_config(cfg: CfgNode) -> None:
     clip = add_node(cfg.MODEL, "CLIP")
     # regions and whole image in one pass through the last stage
     add_default(clip, "PRETRAIN_JOINT_PASS", True)
+    # stem and stages that are frozen (BACKBONE.FREEZE_AT) and equal in student and teacher run once
+    add_default(clip, "PRETRAIN_SHARE_FROZEN", True)
     # teacher and RPN in bfloat16, whatever SOLVER.AMP says; changes a few pseudo labels
     add_default(clip, "PRETRAIN_FROZEN_BF16", False)

@@ -75,7 +75,14 @@ def _add_model(soco: CfgNode) -> None:
     add_default(soco, "NORM", "SyncBN")  # SyncBN (BN where there is one process) | BN
     # dense: every box on every level, as released | sparse: only on its own level (faster)
     add_default(soco, "LEVEL_USE", "dense")
+    # each: the backbone runs once per view, as released | grouped: views of one size share a run,
+    # with statistics of their own (the same numbers) | joint: with common statistics
+    add_default(soco, "VIEW_PASSES", "each")
+    # memory layout of the convolutions (same numbers up to rounding, faster); False = torch's own
+    add_default(soco, "CHANNELS_LAST", True)
     add_default(soco, "BASE_WIDTH", 64)  # channels of the stem; smaller for tests
+    # residual branches start at zero, as released; a run of 100 steps hardly moves them from there
+    add_default(soco, "ZERO_RESIDUALS", True)
     add_default(soco, "POOLER_RESOLUTION", 7)  # side of a pooled region; C4 always has 14
     add_default(soco, "POOLER_ALIGNED", True)  # half-pixel rule of RoIAlign
     add_default(soco, "HEAD_CONVS", 4)  # convolutions of the region head

@@ -39,7 +39,7 @@ def test_cases_are_found_and_described(name: str) -> None:
 
 
 def test_unknown_case_lists_the_choices() -> None:
-    with pytest.raises(ConfigError, match="unknown benchmark case 'nope'.*fedloss, image_label"):
+    with pytest.raises(ConfigError, match="unknown benchmark case .nope..*fedloss.*image_label"):
         find_cases("nope")
 
 

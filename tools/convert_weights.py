@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--export",
         default="",
         metavar="NAME",
-        help="other names for the weights of a pretraining: soco-fpn, soco-c4",
+        help="other names for the weights of a pretraining: soco-fpn, soco-c4, soco-mmdet",
     )
     parser.add_argument(
         "--counters",

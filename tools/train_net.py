@@ -22,7 +22,7 @@ from detectron2.utils import comm
 
 from ext_common import packages
 from ext_common.checkpoint import Checkpointer, load_model_weights
-from ext_common.config import load_config, validate_config
+from ext_common.config import finish_config, load_config, validate_config
 from ext_common.data.dataset_registry import register_from_config
 from ext_common.errors import ConfigError, ExtError
 from ext_common.evaluation.tables import format_results
@@ -98,6 +98,7 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     """The complete, checked configuration; datasets are registered on the way."""
     packages.register_all()
     cfg = load_config(args.config_file, args.opts)
+    finish_config(cfg, training=not args.eval_only)
     resolve_output_dir(cfg, args.config_file)
     if usable_device(cfg.MODEL.DEVICE) == "cpu":
         cfg.MODEL.DEVICE = "cpu"

@@ -61,10 +61,15 @@ CASE = Case(
     variants=(
         Variant("RN50, 100 regions", partial(build, regions=100, name="RN50"), target=10),
         Variant("RN50x4, 100 regions", partial(build, regions=100, name="RN50x4"), target=10),
-        Variant("RN50, 1000 regions", partial(build, regions=1000, name="RN50")),
-        Variant(
-            "RN50, 100 regions, training",
-            partial(build, regions=100, name="RN50", backward=True),
+        Variant("RN50, 1000 regions", partial(build, regions=1000, name="RN50"), target=10),
+        Variant("RN50x4, 1000 regions", partial(build, regions=1000, name="RN50x4"), target=10),
+        *(
+            Variant(
+                f"{name}, {regions} regions, training",
+                partial(build, regions=regions, name=name, backward=True),
+            )
+            for name in ("RN50", "RN50x4")
+            for regions in (100, 1000)
         ),
     ),
     tiny=Variant("tiny", build_tiny),

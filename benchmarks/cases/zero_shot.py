@@ -12,9 +12,10 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import box_iou
 
 from benchmarks.case import Case, Problem, Results, Variant
+from benchmarks.plain_soft_nms import plain_soft_nms
+from benchmarks.region_boxes import boxes_around_places
 from regionclip_ext.losses.similarity import cosine_logits
 from regionclip_ext.modeling.detections import DetectionOptions, detect
 from regionclip_ext.modeling.score_fusion import fuse_objectness
@@ -38,7 +39,7 @@ def build(device: torch.device, *, regions: int, num_classes: int, dim: int = 25
     """
     generator = torch.Generator().manual_seed(0)
     which_R = torch.randint(OBJECTS, (regions,), generator=generator)
-    boxes_R4 = _boxes(which_R, generator).to(device)
+    boxes_R4 = boxes_around_places(which_R, (SIDE, SIDE), generator).to(device)
     # cosines spread by 1 / sqrt(D): a region has about ten classes above the threshold
     classes_CD = torch.randn(num_classes, dim, generator=generator)
     seen_OD = torch.randn(OBJECTS, dim, generator=generator)
@@ -64,36 +65,10 @@ def build(device: torch.device, *, regions: int, num_classes: int, dim: int = 25
         scores_RK = (logits_RK.softmax(dim=1) * objectness[:, None]).sqrt()
         rows, classes = (scores_RK[:, :-1] > THRESHOLD).nonzero(as_tuple=True)
         boxes = boxes_R4.clamp(0, SIDE)[rows]
-        kept, lowered = _plain_soft_nms(boxes, scores_RK[rows, classes], classes)
+        kept, lowered = plain_soft_nms(boxes, scores_RK[rows, classes], classes)
         return {"boxes": boxes[kept][:DETECTIONS], "scores": lowered[:DETECTIONS]}
 
     return Problem({"ours": ours, "naive": naive})
-
-
-def _plain_soft_nms(boxes: Tensor, scores: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Gaussian soft-NMS, sigma 0.5, as one loop; classes do not overlap."""
-    left = torch.arange(len(scores), device=scores.device)
-    scores = scores.clone()
-    kept, lowered = [], []
-    while len(left):
-        best = int(scores[left].argmax())
-        chosen = left[best]
-        kept.append(chosen)
-        lowered.append(scores[chosen].clone())
-        iou = box_iou(boxes[chosen][None], boxes[left])[0] * (classes[left] == classes[chosen])
-        scores[left] = scores[left] * torch.exp(-(iou**2) / 0.5)
-        stays = scores[left] > 0.001
-        stays[best] = False
-        left = left[stays]
-    return torch.stack(kept), torch.stack(lowered)
-
-
-def _boxes(which_R: Tensor, generator: torch.Generator) -> Tensor:
-    centre = (0.2 + 0.6 * torch.rand(OBJECTS, 2, generator=generator)) * SIDE
-    half = torch.rand(OBJECTS, 2, generator=generator) * SIDE / 8 + 10
-    shift = torch.randn(len(which_R), 2, generator=generator) * 6
-    size = half[which_R] * (0.15 * torch.randn(len(which_R), 2, generator=generator)).exp()
-    return torch.cat([centre[which_R] + shift - size, centre[which_R] + shift + size], dim=1)
 
 
 CASE = Case(

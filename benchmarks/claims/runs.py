@@ -34,12 +34,21 @@ class Step:
         tool: module in ``tools``, such as ``train_net``.
         words: its arguments.
         makes: files that exist when it is finished; it is not run again then.
+        package: of the module, where it is not ``tools``.
     """
 
     title: str
     tool: str
     words: tuple[str, ...]
     makes: tuple[Path, ...]
+    package: str = "tools"
+
+    @property
+    def program(self) -> list[str]:
+        """What comes behind ``python``, seen from the repository's root."""
+        if self.package == "tools":
+            return [f"tools/{self.tool}.py"]
+        return ["-m", f"{self.package}.{self.tool}"]
 
     def is_finished(self) -> bool:
         """Whether everything that it makes is there."""
@@ -98,7 +107,7 @@ class Runner:
             if step.is_finished():
                 self._say(f"{step.title}: finished before")
                 continue
-            print(f"$ python tools/{step.tool}.py {shlex.join(step.words)}", flush=True)
+            print(f"$ python {shlex.join([*step.program, *step.words])}", flush=True)
             code, where = self._run_here(step) if self._jobs == 0 else self._run_process(step)
             if code != 0 or not step.is_finished():
                 raise StepError(f"{step.title} ended with exit code {code}", fix=f"see {where}")
@@ -108,7 +117,7 @@ class Runner:
         """Exit code, and where the output is."""
         self._logs.mkdir(parents=True, exist_ok=True)
         path = self._logs / f"{step.title.replace(' ', '-')}.log"
-        command = [sys.executable, str(ROOT / "tools" / f"{step.tool}.py"), *step.words]
+        command = [sys.executable, *step.program, *step.words]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         with path.open("w", encoding="utf-8") as log:
             done = subprocess.run(
@@ -117,7 +126,7 @@ class Runner:
         return done.returncode, str(path)
 
     def _run_here(self, step: Step) -> tuple[int, str]:
-        code: int = importlib.import_module(f"tools.{step.tool}").main(list(step.words))
+        code: int = importlib.import_module(f"{step.package}.{step.tool}").main(list(step.words))
         return code, "the lines above"
 
     def _say(self, what: str) -> None:

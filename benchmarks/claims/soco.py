@@ -10,18 +10,16 @@ and larger ones. A stopped experiment goes on where it was when the same command
 
 from __future__ import annotations
 
-import argparse
+import hashlib
 import json
-import os
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.claims.runs import Runner, Step, keep_settings, training
+from benchmarks.claims.command_line import read_request, run_and_print
+from benchmarks.claims.runs import ROOT, Runner, Step, keep_settings, training
 from benchmarks.claims.table import BOX_COLUMNS, Scores, markdown_table, plot_bars, read_box_scores
-from ext_common.errors import ExtError
 
 SCRATCH = "scratch"
 # name -> line of the table, and SOCO.PROPOSALS.SOURCE of its pretraining
@@ -47,18 +45,20 @@ class Sizes:
         workers: loader processes of each run.
     """
 
-    unlabelled: int = 200
-    labelled: int = 60
-    val: int = 80
-    picture: int = 160
-    pretrain_batch: int = 8
-    pretrain_steps: int = 140
+    unlabelled: int = 400
+    labelled: int = 40
+    val: int = 100
+    picture: int = 128
+    pretrain_batch: int = 16
+    pretrain_steps: int = 110
     finetune_batch: int = 4
-    finetune_steps: int = 180
+    finetune_steps: int = 300
     workers: int = 0
 
 
 QUICK = Sizes(6, 6, 4, 96, 2, 2, 2, 2, 0)
+
+PRETRAIN, FINETUNE = "claims/SoCo_pretrain.yaml", "claims/SoCo_finetune.yaml"
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Experiment:
         folder = self.finetuned(method, seed)
         made = ("model_final.pth", "results.json")
         title = f"fine-tuning {method} seed{seed}"
-        return [*steps, training(title, "claims/SoCo_finetune.yaml", folder, opts, made)]
+        return [*steps, training(title, FINETUNE, folder, opts, made)]
 
     def finetuned(self, method: str, seed: int) -> Path:
         """Folder of a fine-tuning."""
@@ -147,7 +147,7 @@ class Experiment:
         opts += ["SOLVER.IMS_PER_BATCH", sizes.pretrain_batch]
         opts += ["SOLVER.MAX_ITER", sizes.pretrain_steps, *self.pretrain_opts]
         folder, title = self._pretrained(method, seed), f"pretraining {method} seed{seed}"
-        return training(title, "claims/SoCo_pretrain.yaml", folder, opts, ("model_final.pth",))
+        return training(title, PRETRAIN, folder, opts, ("model_final.pth",))
 
     def _export(self, method: str, seed: int, exported: Path) -> Step:
         words = ["--path", str(self._pretrained(method, seed) / "model_final.pth")]
@@ -163,7 +163,7 @@ class Experiment:
         return self.output / "data" / "datasets.yaml"
 
 
-def run(experiment: Experiment, seeds: int, jobs: int) -> str:
+def run(experiment: Experiment, seeds: range, jobs: int) -> str:
     """Everything that is not finished, then table and plot; returns the table.
 
     Raises:
@@ -171,17 +171,19 @@ def run(experiment: Experiment, seeds: int, jobs: int) -> str:
     """
     settings = asdict(experiment)
     del settings["output"]
+    # runs before and after a change of a recipe are not one experiment
+    recipes = [(ROOT / "configs" / name).read_bytes() for name in (PRETRAIN, FINETUNE)]
+    settings["recipes"] = hashlib.sha256(b"".join(recipes)).hexdigest()[:16]
     keep_settings(experiment.output / "settings.json", settings)
     data = experiment.data()
-    chains = [experiment.chain(method, seed) for seed in range(seeds) for method in METHODS]
+    chains = [experiment.chain(method, seed) for seed in seeds for method in METHODS]
     runner = Runner(experiment.output / "logs", jobs, len(data) + sum(map(len, chains)))
     runner.run_chains([data])
     experiment.write_registry()
     runner.run_chains(chains)
     rows: dict[str, list[Scores]] = {
         title: [
-            read_box_scores(experiment.finetuned(method, seed) / "results.json")
-            for seed in range(seeds)
+            read_box_scores(experiment.finetuned(method, seed) / "results.json") for seed in seeds
         ]
         for method, (title, _) in METHODS.items()
     }
@@ -193,59 +195,21 @@ def run(experiment: Experiment, seeds: int, jobs: int) -> str:
     return table
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--seeds", type=int, default=3, help="default: 3")
-    parser.add_argument("--quick", action="store_true", help="two steps each: do the parts fit?")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    cores = min(2, os.cpu_count() or 1)
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        default=cores,
-        help=f"runs side by side, one thread each (default {cores}); 0 = all in this process",
-    )
-    for field in fields(Sizes):
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}", type=int, help=f"default: {field.default}"
-        )
-    for part in ("pretrain", "finetune"):
-        parser.add_argument(f"--{part}-opts", nargs="*", default=[], metavar="KEY VALUE")
-    return parser
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
         0, or 1 if a step failed; its line on stderr names the log.
     """
-    parser = build_parser()
-    args = parser.parse_args(words)
-    if args.seeds < 1 or args.jobs < 0:
-        parser.error("--seeds is 1 or more, --jobs 0 or more")
-    started = time.monotonic()
-    given = {field.name: getattr(args, field.name) for field in fields(Sizes)}
-    given = {name: value for name, value in given.items() if value is not None}
+    request = read_request(words, __doc__, (Sizes(), QUICK), ("pretrain", "finetune"))
     experiment = Experiment(
-        output=args.output.absolute(),
-        sizes=replace(QUICK if args.quick else Sizes(), **given),
-        device=args.device,
-        pretrain_opts=tuple(args.pretrain_opts),
-        finetune_opts=tuple(args.finetune_opts),
+        output=request.output,
+        sizes=request.sizes,
+        device=request.device,
+        pretrain_opts=request.opts["pretrain"],
+        finetune_opts=request.opts["finetune"],
     )
-    try:
-        table = run(experiment, 1 if args.quick else args.seeds, 0 if args.quick else args.jobs)
-    except (ExtError, OSError) as error:
-        print(f"claims: {error}", file=sys.stderr)
-        return 1
-    print(f"\n{table}\n\ntable and plot: {experiment.output}")
-    print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
-    return 0
+    return run_and_print(lambda: run(experiment, request.seeds, request.jobs), request.output)
 
 
 if __name__ == "__main__":

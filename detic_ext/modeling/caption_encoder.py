@@ -13,11 +13,10 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from detic_ext.modeling.text_transformer import TextTransformer, TextTransformerShape
 from ext_common.clip_text_encoder import text_tensors
 from ext_common.clip_weights import find_clip_weights, model_config
 from ext_common.errors import ConfigError, WeightsError
-from ext_common.modeling.full_precision import full_precision
+from ext_common.modeling.text_tower import TextTower, TextTowerShape
 from ext_common.text_encoder import HASH_ENCODER, HashTextEncoder
 from ext_common.weights_io import load_tensors
 
@@ -35,7 +34,7 @@ class Tokenizer(Protocol):
         ...
 
 
-class ClipCaptionEncoder(TextTransformer):
+class ClipCaptionEncoder(TextTower):
     """CLIP's text tower, frozen, for captions of any length.
 
     Args:
@@ -46,13 +45,14 @@ class ClipCaptionEncoder(TextTransformer):
 
     def __init__(
         self,
-        shape: TextTransformerShape | None = None,
+        shape: TextTowerShape | None = None,
         *,
         tokenizer: Tokenizer | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(shape)
-        self.requires_grad_(False)
+        # what says that nobody has given the tower its weights
+        nn.init.zeros_(self.text_projection)
         self._tokenizer = tokenizer
         self._generator = generator
         self._has_weights = False
@@ -99,9 +99,7 @@ class ClipCaptionEncoder(TextTransformer):
         tokens_BL = self.tokenize(texts)
         # tokens look back only, so what follows the longest text changes nothing
         longest = int(tokens_BL.count_nonzero(dim=1).max())
-        tokens_BL = tokens_BL[:, :longest].to(device)
-        with full_precision(self.text_projection):
-            features_BD: Tensor = self(tokens_BL).float()
+        features_BD: Tensor = self(tokens_BL[:, :longest].to(device))
         return features_BD
 
     def _require_weights(self) -> None:
@@ -179,7 +177,7 @@ def build_caption_encoder(cfg: CfgNode) -> CaptionEncoder:
     return encoder
 
 
-def text_tower_shape(config: dict[str, Any], name: str) -> TextTransformerShape:
+def text_tower_shape(config: dict[str, Any], name: str) -> TextTowerShape:
     """Sizes from an open_clip configuration.
 
     Raises:
@@ -193,7 +191,7 @@ def text_tower_shape(config: dict[str, Any], name: str) -> TextTransformerShape:
             where="MODEL.TEXT_ENCODER.NAME",
             fix="ViT-B-32-quickgelu is what the published models use",
         )
-    return TextTransformerShape(
+    return TextTowerShape(
         embed_dim=config["embed_dim"],
         width=text["width"],
         heads=text["heads"],
@@ -204,7 +202,7 @@ def text_tower_shape(config: dict[str, Any], name: str) -> TextTransformerShape:
     )
 
 
-def load_text_tower(tower: TextTransformer, tensors: dict[str, Tensor], source: str) -> None:
+def load_text_tower(tower: TextTower, tensors: dict[str, Tensor], source: str) -> None:
     """Copy the weights of a CLIP file into a text tower.
 
     Args:

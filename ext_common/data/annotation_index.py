@@ -29,6 +29,7 @@ from ext_common.data.annotation_columns import AnnotationColumns
 from ext_common.data.array_file import ArrayFileError, Arrays, map_arrays, read_header
 from ext_common.data.findings import Findings
 from ext_common.data.image_columns import ImageColumns
+from ext_common.data.json_files import unreadable
 from ext_common.data.json_stream import Element, JsonStream
 from ext_common.data.label_table import LabelTable
 from ext_common.data.lvis_json import (
@@ -154,9 +155,7 @@ class AnnotationIndex:
             try:
                 stream = open(self.source, "rb", buffering=0)  # noqa: SIM115 - stays open
             except OSError as error:
-                raise DatasetError(
-                    f"annotations cannot be read: {error.strerror}", where=self.source
-                ) from error
+                raise unreadable(self.source, error) from error
             if not SourceState(**self.header["state"]).same_file(stream.fileno()):
                 stream.close()
                 raise self._changed()
@@ -264,11 +263,7 @@ def _state(path: str | Path) -> SourceState:
     try:
         return SourceState.of(path)
     except OSError as error:
-        raise DatasetError(
-            f"annotations cannot be read: {error.strerror}",
-            where=str(path),
-            fix="datasets/README.md shows where each file belongs",
-        ) from error
+        raise unreadable(path, error) from error
 
 
 def _image_arrays(images: ImageColumns, spans: _Spans, classes: Mapping[int, int]) -> Arrays:

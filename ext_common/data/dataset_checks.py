@@ -127,7 +127,7 @@ def _check_test_classes(cfg: CfgNode, name: str) -> None:
     if resets_classes(cfg):
         read_test_vocabulary(cfg, name)
         return
-    expected, key = _model_classes(cfg)
+    expected, key = _tested_classes(cfg)
     if expected is None or not found:
         return
     if len(found) != expected:
@@ -157,6 +157,15 @@ def _model_classes(cfg: CfgNode) -> tuple[int | None, str]:
     if "RCNN" in cfg.MODEL.META_ARCHITECTURE:
         return int(cfg.MODEL.ROI_HEADS.NUM_CLASSES), "MODEL.ROI_HEADS.NUM_CLASSES"
     return None, ""
+
+
+def _tested_classes(cfg: CfgNode) -> tuple[int | None, str]:
+    """As :func:`_model_classes`; RegionCLIP's detectors may test other classes than they train."""
+    path = (cfg.MODEL.get("CLIP") or {}).get("OPENSET_TEST_TEXT_EMB_PATH")
+    if not path or cfg.MODEL.META_ARCHITECTURE != "CLIPFastRCNN":
+        return _model_classes(cfg)
+    classes = Vocabulary.from_file(path, generate_names=True)
+    return len(classes), "MODEL.CLIP.OPENSET_TEST_TEXT_EMB_PATH"
 
 
 def _classes_of(name: str) -> Sequence[str]:

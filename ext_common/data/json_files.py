@@ -81,15 +81,20 @@ def write_json_atomic(path: str | Path, content: Any) -> None:
         json.dump(content, stream, allow_nan=False)
 
 
+def unreadable(path: str | Path, error: OSError) -> DatasetError:
+    """The error about an annotation file that is not there or cannot be opened."""
+    return DatasetError(
+        f"annotations cannot be read: {error.strerror}",
+        where=str(path),
+        fix="datasets/README.md shows where each file belongs",
+    )
+
+
 def _read_text(path: Path) -> str:
     try:
         text = path.read_bytes().decode("utf-8")
     except OSError as error:
-        raise DatasetError(
-            f"annotations cannot be read: {error.strerror}",
-            where=str(path),
-            fix="datasets/README.md shows where each file belongs",
-        ) from error
+        raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise DatasetError(f"not UTF-8 text: byte {error.start}", where=str(path)) from error
     if text.startswith("\ufeff"):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from ext_common.data.json_files import unreadable
 from ext_common.data.json_text import TextWindow
 from ext_common.errors import DatasetError
 
@@ -99,11 +100,7 @@ class JsonStream:
         try:
             stream = self.path.open("rb")
         except OSError as error:
-            raise DatasetError(
-                f"annotations cannot be read: {error.strerror}",
-                where=str(self.path),
-                fix="datasets/README.md shows where each file belongs",
-            ) from error
+            raise unreadable(self.path, error) from error
         with stream:
             self._size = self.path.stat().st_size
             self._text = TextWindow(stream, self.path, size=self._window)

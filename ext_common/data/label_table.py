@@ -30,17 +30,14 @@ class LabelTable:
     def of(cls, labels: Iterable[Iterable[int]]) -> LabelTable:
         """From one list per image."""
         lists = [list(found) for found in labels]
-        starts_N1 = np.zeros(len(lists) + 1, dtype=np.int64)
-        np.cumsum([len(found) for found in lists], out=starts_N1[1:])
+        starts_N1 = row_starts([len(found) for found in lists])
         values = np.fromiter(chain.from_iterable(lists), dtype=np.int64, count=starts_N1[-1])
         return cls(starts_N1, values)
 
     @classmethod
     def joined(cls, tables: Sequence[LabelTable]) -> LabelTable:
         """Several tables, one below the other."""
-        counts = [table.counts_N for table in tables]
-        starts_N1 = np.zeros(sum(map(len, counts)) + 1, dtype=np.int64)
-        np.cumsum(np.concatenate(counts), out=starts_N1[1:])
+        starts_N1 = row_starts(np.concatenate([table.counts_N for table in tables]))
         return cls(starts_N1, np.concatenate([table.values_L for table in tables]))
 
     def __len__(self) -> int:
@@ -68,9 +65,19 @@ class LabelTable:
         if len(places_M) == len(self) and (places_M == np.arange(len(self))).all():
             return self
         counts_M = self.counts_N[places_M]
-        starts_M1 = np.zeros(len(places_M) + 1, dtype=np.int64)
-        np.cumsum(counts_M, out=starts_M1[1:])
+        starts_M1 = row_starts(counts_M)
         # each value's place: its row's start here, its row's start there, its place in the row
         shifts_M = self.starts_N1[:-1][places_M] - starts_M1[:-1]
         places_L = np.arange(starts_M1[-1]) + np.repeat(shifts_M, counts_M)
         return LabelTable(starts_M1, self.values_L[places_L])
+
+
+def row_starts(counts_N: NDArray[np.integer[Any]] | Sequence[int]) -> NDArray[np.int64]:
+    """int64 [N + 1]: where each of N rows begins that lie one after the other, and their end.
+
+    Args:
+        counts_N: elements of each row.
+    """
+    starts_N1 = np.zeros(len(counts_N) + 1, dtype=np.int64)
+    np.cumsum(counts_N, out=starts_N1[1:])
+    return starts_N1

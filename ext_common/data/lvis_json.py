@@ -26,6 +26,7 @@ from ext_common.data.findings import Findings
 from ext_common.data.image_columns import ImageColumns
 from ext_common.data.image_paths import check_links, image_name
 from ext_common.data.json_files import read_json
+from ext_common.data.label_table import row_starts
 from ext_common.errors import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -173,9 +174,7 @@ def group_by_image(
     owner_K = resolved.image_A[kept_K]
     if (owner_K[1:] < owner_K[:-1]).any():
         kept_K = kept_K[np.argsort(owner_K, kind="stable")]
-    starts_N1 = np.zeros(images + 1, dtype=np.int64)
-    np.cumsum(np.bincount(owner_K, minlength=images), out=starts_N1[1:])
-    return starts_N1, kept_K
+    return row_starts(np.bincount(owner_K, minlength=images)), kept_K
 
 
 def make_record(

@@ -50,6 +50,7 @@ class DetectionMapper:
         read_record: reads images that are not files.
         trust_files: an image of another size than its record says is taken as it is, and said so
             in the log; otherwise it is an error.
+        max_instances: objects after the first so many are left out; 0 = no limit.
     """
 
     @configurable
@@ -65,6 +66,7 @@ class DetectionMapper:
         ann_types: Sequence[str] = (),
         read_record: ReadRecord | None = None,
         trust_files: bool = False,
+        max_instances: int = 0,
     ) -> None:
         if mask_format not in (None, "polygon", "bitmask"):
             raise ConfigError(
@@ -83,6 +85,7 @@ class DetectionMapper:
         self.ann_types = tuple(ann_types)
         self.read_record = read_record
         self.trust_files = trust_files
+        self.max_instances = max_instances
         for source, steps in enumerate(augmentations):
             logger.info("augmentations %d (training %s): %s", source, is_train, steps)
 
@@ -102,6 +105,7 @@ class DetectionMapper:
             "max_pixels": cfg.INPUT.MAX_PIXELS,
             "mask_format": cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
             "trust_files": cfg.INPUT.TRUST_FILES,
+            "max_instances": cfg.INPUT.MAX_INSTANCES,
             "recompute_boxes": cuts and cfg.MODEL.MASK_ON,
         }
 
@@ -169,7 +173,8 @@ class DetectionMapper:
             )
         if self.recompute_boxes and instances.has("gt_masks"):
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
-        return filter_empty_instances(instances)
+        instances = filter_empty_instances(instances)
+        return instances[: self.max_instances] if self.max_instances else instances
 
     def _own_copy(self, annotation: Record) -> dict[str, Any]:
         """What the transforms may change, and nothing that has no field in the instances."""

@@ -1,7 +1,5 @@
 """Images without annotations: a folder with all its subfolders, or tar archives.
 
-Names are packed in one array, so that a million of them cost little and forked workers share them.
-
 Legend: N images.
 """
 
@@ -17,31 +15,11 @@ import numpy as np
 from ext_common.data.lazy_sequence import LazySequence
 from ext_common.errors import DatasetError
 from ext_common.images import IMAGE_SUFFIXES, printable
+from ext_common.packed_names import PackedNames
 from ext_common.tar_list import read_tar_counts, read_tar_list
 from ext_common.tar_shards import TarDataset
 
 Record = dict[str, Any]
-
-
-class PackedNames(LazySequence[str]):
-    """Texts in one array of bytes.
-
-    Args:
-        names: the texts; file names need not be UTF-8.
-    """
-
-    def __init__(self, names: Sequence[str]) -> None:
-        packed = [os.fsencode(name) for name in names]
-        self._ends = np.cumsum([len(name) for name in packed], dtype=np.int64)
-        self._bytes = np.frombuffer(b"".join(packed), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def element(self, place: int) -> str:
-        """The text at ``place``."""
-        start = int(self._ends[place - 1]) if place else 0
-        return os.fsdecode(self._bytes[start : int(self._ends[place])].tobytes())
 
 
 class ImageList(LazySequence[Record]):
@@ -59,7 +37,7 @@ class ImageList(LazySequence[Record]):
         root: str | None = None,
         tar_places_N: np.ndarray | None = None,
     ) -> None:
-        self.names = PackedNames(names)
+        self.names = PackedNames.of(names)
         self.root = root
         self.tar_places_N = tar_places_N
 

@@ -48,7 +48,7 @@ def evaluate_unless_stopped(
         EvaluationStopped: in every process.
         LoaderWorkerError: a process that reads samples was killed.
     """
-    with explain_dead_worker("while evaluating"):
+    with explain_dead_worker(lambda: "while evaluating"):
         return inference_on_dataset(
             model, _UntilStopped(batches, stop_asked), _AgreeFirst(evaluator, stop_asked)
         )

@@ -96,6 +96,7 @@ def make_mapper(
         prob=options.PROB,
         max_objects=options.MAX_OBJECTS,
         keep_masks=cfg.MODEL.MASK_ON,
+        max_instances=cfg.INPUT.MAX_INSTANCES,
     )
 
 

@@ -33,6 +33,7 @@ class CopyPasteMapper:
         prob: chance that anything is pasted.
         max_objects: most objects that are pasted; 0 = no limit.
         keep_masks: whether the model takes masks.
+        max_instances: objects of the sample after the first so many are left out; 0 = no limit.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class CopyPasteMapper:
         prob: float = 1.0,
         max_objects: int = 0,
         keep_masks: bool = True,
+        max_instances: int = 0,
     ) -> None:
         if not 0 <= prob <= 1:
             raise ConfigError(f"{prob} is no probability", where="INPUT.COPY_PASTE.PROB")
@@ -54,6 +56,7 @@ class CopyPasteMapper:
         self.prob = prob
         self.max_objects = max_objects
         self.keep_masks = keep_masks
+        self.max_instances = max_instances
         self._upto_N = None if factors_N is None else np.cumsum(factors_N)
 
     def __call__(self, record: Mapping[str, Any]) -> Sample:
@@ -68,6 +71,8 @@ class CopyPasteMapper:
         if wanted < self.prob:
             source: Sample = self.mapper(self.records[self._index(float(place))])
             self._paste(sample, source)
+        if self.max_instances:
+            sample["instances"] = sample["instances"][: self.max_instances]
         if not self.keep_masks:
             sample["instances"].remove("gt_masks")
         return sample

@@ -144,16 +144,20 @@ def fold_adapters(network: nn.Module) -> int:
 
 
 def stage_modules(backbone: nn.Module) -> dict[str, nn.Module]:
-    """Stages of a ResNet by name: ``res2`` to ``res5`` or ``layer1`` to ``layer4``.
+    """Stages by name: ``res2`` to ``res5`` or ``layer1`` to ``layer4`` of a ResNet, ``blocks.0`` to
+    ``blocks.6`` of timm's EfficientNet.
 
     They are looked for in the backbone itself and in what it wraps (timm's models are at ``base``).
     """
     found: dict[str, nn.Module] = {}
     for name, module in backbone.named_modules():
-        leaf = name.rsplit(".", 1)[-1]
-        is_stage = leaf[:-1] in ("res", "layer") and leaf[-1:].isdigit()
-        if is_stage and any(True for _ in module.children()):
-            found.setdefault(leaf, module)
+        parent, _, leaf = name.rpartition(".")
+        numbered = parent.rpartition(".")[2] == "blocks" and leaf.isdigit()
+        if leaf[:-1] in ("res", "layer") and leaf[-1:].isdigit():
+            if any(True for _ in module.children()):
+                found.setdefault(leaf, module)
+        elif numbered and any(_places(block) for block in module.children()):
+            found.setdefault(f"blocks.{leaf}", module)
     return found
 
 
@@ -164,7 +168,12 @@ def adapt_stages(
     form: str = "parallel",
     norm: str = "frozen",
 ) -> list[Adapter]:
-    """Put an adapter beside the 3x3 convolution (``conv2``) of every block of some stages.
+    """Put an adapter beside one convolution of every block of some stages.
+
+    In a ResNet that is the 3x3 convolution (``conv2``). In an EfficientNet it is the 1x1
+    convolution that ends a block: the one before it has a filter per channel, and a dense branch
+    there would be larger than the network. A series adapter has a square of the block's outputs
+    there; a parallel one would be as large as the convolution itself.
 
     Args:
         backbone: changed in place; the names of its own tensors stay.
@@ -177,35 +186,49 @@ def adapt_stages(
         The adapters, in the backbone's order.
 
     Raises:
-        ConfigError: a stage that the backbone does not have, or blocks without ``conv2``.
+        ConfigError: a stage that the backbone does not have, or blocks of another kind.
     """
     known = stage_modules(backbone)
     unknown = [name for name in stages if name not in known]
     if unknown or not known:
         raise ConfigError(
-            f"{', '.join(unknown) or 'no stage'} in {type(backbone).__name__}, "
-            f"whose stages are {', '.join(known) or 'not those of a ResNet'}",
+            f"{', '.join(unknown) or 'no stage'} in {type(backbone).__name__}, whose stages are "
+            f"{', '.join(known) or 'not those of a ResNet or EfficientNet'}",
             where="MODEL.ADAPTERS.STAGES",
             fix="name stages of the backbone; empty takes all",
         )
     adapters = []
     for name in stages or tuple(known):
-        blocks = [m for m in known[name].modules() if isinstance(_child(m, "conv2"), nn.Conv2d)]
-        if not blocks:
+        places = [place for m in known[name].modules() if (place := _places(m)) is not None]
+        if not places:
             raise ConfigError(
                 f"{name} has no blocks with a conv2",
                 where="MODEL.ADAPTERS.STAGES",
-                fix="adapters are for ResNets",
+                fix="adapters are for ResNets and EfficientNets",
             )
-        for block in blocks:
-            conv: Any = _child(block, "conv2")
+        for conv, after in places:
             adapters.append(add_adapter(conv, form))
-            inner = getattr(conv, "norm", None)
-            adapt_norm(inner if inner is not None else _child(block, "bn2"), norm)
+            adapt_norm(after, norm)
     for module in backbone.modules():
         if isinstance(module, BATCH_NORMS):
             fuse_frozen_norm(module)
     return adapters
+
+
+def _places(block: nn.Module) -> tuple[nn.Conv2d, nn.Module | None] | None:
+    """The convolution of a block that gets an adapter, and the norm after it."""
+    conv: Any = None
+    if isinstance(_child(block, "conv_dw"), nn.Conv2d):  # a depthwise block of timm
+        for name, norm in (("conv_pwl", "bn3"), ("conv_pw", "bn2")):
+            conv = _child(block, name)
+            if isinstance(conv, nn.Conv2d):
+                return conv, _child(block, norm)
+        return None
+    conv = _child(block, "conv2")
+    if not isinstance(conv, nn.Conv2d):
+        return None
+    inner = getattr(conv, "norm", None)
+    return conv, inner if inner is not None else _child(block, "bn2")
 
 
 def _child(module: nn.Module, name: str) -> nn.Module | None:

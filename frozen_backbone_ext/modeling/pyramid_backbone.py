@@ -122,12 +122,18 @@ def nasfpn_options(cfg: CfgNode) -> NasFpnOptions:
             f"unknown variant {node.VARIANT!r}", where="MODEL.NASFPN.VARIANT", fix="tf or mm"
         )
     mm = node.VARIANT == "mm"
+    if node.EXTRA_LEVEL_CONV not in ("", "yes", "no"):
+        raise ConfigError(
+            f"unknown value {node.EXTRA_LEVEL_CONV!r}",
+            where="MODEL.NASFPN.EXTRA_LEVEL_CONV",
+            fix="yes, no, or empty",
+        )
     return NasFpnOptions(
         repeats=node.REPEATS,
         width=cfg.MODEL.PYRAMID.WIDTH,
         pool=node.POOL or ("avg" if mm else "max"),
         gate=node.GATE or ("fine" if mm else "coarse"),
-        extra_level_conv=mm,
+        extra_level_conv=mm if not node.EXTRA_LEVEL_CONV else node.EXTRA_LEVEL_CONV == "yes",
         lateral_bias=not mm,
         project_equal=mm,
         merge=node.MERGE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -52,8 +53,13 @@ def trunk_tensors(trunk: nn.Module) -> dict[str, torch.Tensor]:
 
 def trunk_hash(trunk: nn.Module) -> str:
     """SHA-256 over names, shapes and float32 values of :func:`trunk_tensors`, as hex digits."""
+    return tensors_hash(trunk_tensors(trunk))
+
+
+def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, shapes and float32 values, as hex digits; their order does not count."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(trunk_tensors(trunk).items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -26,12 +26,14 @@ class ConceptMatch:
         labels_R: int64; the most probable concept.
         kept_R: bool; confident enough, or all True where no region of the batch is.
         confident_R: bool; the same without that fallback.
+        confidence_R: float32; the probability of that concept.
     """
 
     probs_RC: Tensor
     labels_R: Tensor
     kept_R: Tensor
     confident_R: Tensor
+    confidence_R: Tensor
 
 
 @torch.no_grad()
@@ -53,4 +55,5 @@ def match_concepts(
     probs_RC = cosine_logits(regions_RD, concepts_CD, temperature).softmax(dim=1)
     confidence_R, labels_R = probs_RC.max(dim=1)
     confident_R = confidence_R > threshold
-    return ConceptMatch(probs_RC, labels_R, confident_R | ~confident_R.any(), confident_R)
+    kept_R = confident_R | ~confident_R.any()
+    return ConceptMatch(probs_RC, labels_R, kept_R, confident_R, confidence_R)

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from detectron2.structures import Instances
 
+from ext_common.data.box_file import ImageBoxes
 from ext_common.images import DEFAULT_MAX_PIXELS, read_image
 from regionclip_ext.data.pairs import PairRecords
 from regionclip_ext.data.resize import ShortSideResize
-from regionclip_ext.modeling.clip_tokens import tokenize
+from regionclip_ext.modeling.clip_tokens import token_count, tokenize
 from regionclip_ext.modeling.regions.source import as_regions
-from regionclip_ext.proposals.store import ProposalStore, StoredRegions
+from regionclip_ext.proposals.store import ProposalStore
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ class PairMapper:
         """Map one record.
 
         Returns:
-            ``image``, ``tokens``, ``caption``, ``image_id`` (its key), ``height`` and ``width``
-            (before the resize) and, with stored proposals, ``proposals``.
+            ``image``, ``tokens``, ``caption``, ``caption_length`` (tokens before it is cut),
+            ``image_id`` (its key), ``height`` and ``width`` (before the resize) and, with stored
+            proposals, ``proposals``.
 
         Raises:
             ImageError, DatasetError: a pair that cannot be read, or without stored proposals.
@@ -74,6 +76,7 @@ class PairMapper:
             "image": torch.from_numpy(np.ascontiguousarray(image_HWC.transpose(2, 0, 1))),
             "tokens": tokenize([caption], context=self.context, keep_end=self.keep_end)[0],
             "caption": caption,
+            "caption_length": token_count(caption),
             "image_id": pair.key,
             "height": height,
             "width": width,
@@ -85,19 +88,20 @@ class PairMapper:
         return sample
 
 
-def moved_regions(stored: StoredRegions, size: tuple[int, int], *, flipped: bool) -> Instances:
+def moved_regions(stored: ImageBoxes, size: tuple[int, int], *, flipped: bool) -> Instances:
     """Stored proposals in the pixels of the resized (and flipped) image.
 
     Args:
-        stored: in pixels of the image as it was read.
+        stored: with scores, in pixels of the image as it was read.
         size: (height, width) of the result.
         flipped: left and right were exchanged.
     """
-    height, width = stored.size
-    boxes_R4 = torch.from_numpy(stored.boxes_R4.copy())
+    assert stored.scores_K is not None
+    height, width = stored.size_hw
+    boxes_R4 = torch.from_numpy(stored.boxes_K4.astype(np.float32))
     scale = torch.tensor([size[1] / width, size[0] / height] * 2, dtype=torch.float32)
     boxes_R4 = boxes_R4 * scale
     if flipped:
         left, right = size[1] - boxes_R4[:, 2], size[1] - boxes_R4[:, 0]
         boxes_R4 = torch.stack([left, boxes_R4[:, 1], right, boxes_R4[:, 3]], dim=1)
-    return as_regions(boxes_R4, size, torch.from_numpy(stored.logits_R.copy()))
+    return as_regions(boxes_R4, size, torch.from_numpy(stored.scores_K.astype(np.float32)))

@@ -116,14 +116,35 @@ class ClipResNet(Backbone):
         Args:
             images_NCHW: RGB, normalised with CLIP's mean and deviation.
         """
+        return self.later_stages(self.first_stages(images_NCHW))
+
+    def first_stages(self, images_NCHW: Tensor, stages: int = 0) -> Tensor:
+        """The stem, and as many stages behind it; :meth:`later_stages` goes on from there.
+
+        Args:
+            images_NCHW: as for :meth:`forward`.
+            stages: 0 to 4.
+        """
         x = F.relu(self.bn1(self.conv1(images_NCHW)))
         x = F.relu(self.bn2(self.conv2(x)))
         x = F.avg_pool2d(F.relu(self.bn3(self.conv3(x))), 2)
+        for number in range(1, stages + 1):
+            x = self.get_submodule(f"layer{number}")(x)
+        return x
+
+    def later_stages(self, x_NCHW: Tensor, stages: int = 0) -> dict[str, Tensor]:
+        """Maps of ``out_features`` from what :meth:`first_stages` gave.
+
+        Args:
+            x_NCHW: its result.
+            stages: how many it has run; ``out_features`` lie behind them, or are the last of them.
+        """
         maps = {}
         for number, name in enumerate(STAGES, start=1):
-            x = self.get_submodule(f"layer{number}")(x)
-            if name in self._out_features:
-                maps[name] = x
+            if number > stages:
+                x_NCHW = self.get_submodule(f"layer{number}")(x_NCHW)
+            if name in self._out_features and number >= stages:
+                maps[name] = x_NCHW
                 if len(maps) == len(self._out_features):
                     break
         return maps

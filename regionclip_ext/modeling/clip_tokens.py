@@ -36,6 +36,11 @@ def tokenize(texts: Sequence[str], *, context: int = CONTEXT, keep_end: bool = F
     return tokens_NL
 
 
+def token_count(text: str) -> int:
+    """Tokens of a text before it is cut, with its start and end."""
+    return len(_tokenizer().encode(text)) + 2
+
+
 @cache
 def _tokenizer() -> Any:
     import open_clip

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ext_common.errors import VocabularyError
 from ext_common.vocabulary import Vocabulary, require_encoder
-from regionclip_ext.checkpoint import detector_weights
+from regionclip_ext.checkpoint import clip_weights
 from regionclip_ext.modeling.language_encoder import language_encoder_from_config
 from regionclip_ext.modeling.pixels import PixelFormat, normalize_images
 from regionclip_ext.modeling.predictor import ClipPredictor
@@ -122,7 +122,7 @@ class CLIPFastRCNN(nn.Module):
 
     def translate_weights(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """OpenAI's and open_clip's files under this model's names (``checkpoint.TranslatesWeights``)."""
-        return detector_weights(tensors, self.state_dict(keep_vars=True))
+        return clip_weights(tensors, self.state_dict(keep_vars=True))
 
     def prepare_vocabulary(self, vocabulary: Vocabulary) -> Tensor:
         """Classifier of another vocabulary, for ``forward(..., classifier=)``.

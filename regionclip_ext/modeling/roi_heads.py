@@ -16,13 +16,18 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, ROIHeads
-from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads.fast_rcnn import (
+    FastRCNNOutputLayers,
+    _log_classification_stats,
+)
 from detectron2.modeling.roi_heads.mask_head import build_mask_head
 from detectron2.modeling.roi_heads.roi_heads import select_foreground_proposals
 from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ext_common.errors import ConfigError
+from ext_common.hooks import LOG_PERIOD
 from regionclip_ext.modeling.clip_resnet import ClipResNet
 from regionclip_ext.modeling.encoder_shapes import encoder_shape
 from regionclip_ext.modeling.predictor import ClipPredictor
@@ -137,7 +142,10 @@ class CLIPRes5ROIHeads(ROIHeads):
             predictions = self.box_predictor(x_RD, *given)
             found, _ = self.box_predictor.inference(predictions, proposals)
             return self.forward_with_given_boxes(features, found), {}
-        losses: dict[str, Tensor] = self.box_predictor.losses(self.box_predictor(x_RD), proposals)
+        predictions = self.box_predictor(x_RD)
+        if isinstance(self.box_predictor, ClipPredictor):  # detectron2's own predictor logs itself
+            _log_classes(predictions[0], proposals)
+        losses: dict[str, Tensor] = self.box_predictor.losses(predictions, proposals)
         if self.mask_head is not None:
             losses.update(self._mask_losses(self.mask_head, features, maps_RCSS, proposals))
         return [], losses
@@ -253,6 +261,13 @@ class CLIPStandardROIHeads(CLIPRes5ROIHeads):
         """``[R, C, S, S]`` maps of boxes, from the pyramid."""
         pooled: Tensor = self.pooler([features[name] for name in self.in_features], boxes)
         return pooled
+
+
+def _log_classes(logits_RK: Tensor, proposals: list[Instances]) -> None:
+    """detectron2's shares of right classes (``fast_rcnn/*``), where counting may wait for the device."""
+    if get_event_storage().iter % LOG_PERIOD == 0:
+        labels_R = torch.cat([p.gt_classes for p in proposals])
+        _log_classification_stats(logits_RK.detach(), labels_R)
 
 
 def _common_arguments(cfg: CfgNode, channels: int) -> dict[str, Any]:

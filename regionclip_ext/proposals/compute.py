@@ -6,7 +6,7 @@ Legend: N images of a batch, R proposals of an image.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ext_common.data.box_file import ImageBoxes
 from ext_common.errors import DatasetError, ImageError
 from ext_common.images import DEFAULT_MAX_PIXELS, read_image
 from regionclip_ext.data.pairs import PairRecords
 from regionclip_ext.data.resize import ShortSideResize
 from regionclip_ext.modeling.regions.source import RegionSource
-from regionclip_ext.proposals.store import StoredRegions, part_header, part_path, write_part
+from regionclip_ext.proposals.store import open_part, part_path, write_part
 
 logger = logging.getLogger(__name__)
 
@@ -76,17 +77,15 @@ class ProposalRun:
             if path.is_file():
                 self._check(path, start, end)
             else:
-                regions = self._part(start, end, progress)
-                write_part(
-                    self.folder, number, {**self.header, "part_size": self.part_size}, regions
-                )
+                found = self._part(start, end, progress)
+                write_part(self.folder, number, {**self.header, "part_size": self.part_size}, found)
                 processed += end - start
             if progress is not None:
                 progress(end)
         return processed
 
     def _check(self, path: Path, start: int, end: int) -> None:
-        if part_header(path) != {**self.header, "part_size": self.part_size}:
+        if open_part(path).settings != {**self.header, "part_size": self.part_size}:
             raise DatasetError(
                 f"holds images {start} to {end - 1} with proposals of another detector or setting",
                 where=str(path),
@@ -95,14 +94,14 @@ class ProposalRun:
 
     def _part(
         self, start: int, end: int, progress: Callable[[int], None] | None
-    ) -> dict[str, StoredRegions]:
-        found: dict[str, StoredRegions] = {}
+    ) -> Iterable[ImageBoxes]:
+        found: dict[str, ImageBoxes] = {}  # of images with one key the last one stays
         for first in range(start, end, self.batch_size):
             batch = list(self._read(range(first, min(first + self.batch_size, end))))
-            found.update(self._propose(batch))
+            found.update((image.name, image) for image in self._propose(batch))
             if progress is not None:
                 progress(first)
-        return found
+        return found.values()
 
     def _read(
         self, places: Sequence[int]
@@ -125,9 +124,9 @@ class ProposalRun:
 
     def _propose(
         self, batch: Sequence[tuple[str, tuple[int, int], NDArray[np.uint8]]]
-    ) -> dict[str, StoredRegions]:
+    ) -> list[ImageBoxes]:
         if not batch:
-            return {}
+            return []
         images = [
             torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).to(self.device)
             for _, _, pixels in batch
@@ -135,11 +134,10 @@ class ProposalRun:
         sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
         with torch.no_grad():
             proposals = self.source.propose(images, sizes)
-        stored = {}
+        found = []
         for (key, original, _), size, one in zip(batch, sizes, proposals, strict=True):
             boxes_R4 = one.proposal_boxes.tensor.float().cpu()
             scale = torch.tensor([original[1] / size[1], original[0] / size[0]] * 2)
-            stored[key] = StoredRegions(
-                (boxes_R4 * scale).numpy(), one.objectness_logits.float().cpu().numpy(), original
-            )
-        return stored
+            logits_R = one.objectness_logits.float().cpu()
+            found.append(ImageBoxes(key, original, (boxes_R4 * scale).numpy(), logits_R.numpy()))
+        return found

@@ -15,7 +15,7 @@ from ext_common.errors import DatasetError
 from ext_common.images import printable
 from soco_ext.data.view_options import ProposalOptions
 from soco_ext.proposals.filtering import BoxFilter, boxes_to_rects
-from soco_ext.proposals.proposal_file import ProposalFile
+from soco_ext.proposals.proposal_file import open_proposals
 from soco_ext.proposals.random_boxes import RandomBoxes
 
 _CHECKED = 500  # images that are looked up before training starts
@@ -34,7 +34,7 @@ class ProposalLookup:
 
     def __init__(self, options: ProposalOptions) -> None:
         self.options = options
-        self.file = ProposalFile(options.file) if options.source == "file" else None
+        self.file = open_proposals(options.file) if options.source == "file" else None
         self.strategy = BoxFilter.parse(options.strategy) if options.strategy else None
         self.random = RandomBoxes(
             options.max_props,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 from detectron2.config import CfgNode
 
+from ext_common.errors import ConfigError
 from ext_common.evaluation.build import register_evaluator
 
 
@@ -19,7 +21,17 @@ def build_voc_evaluator(cfg: CfgNode, name: str, folder: str) -> Any:
 
 @register_evaluator("cityscapes_instance")
 def build_cityscapes_evaluator(cfg: CfgNode, name: str, folder: str) -> Any:
-    """Instance AP by the official tool; needs ``cityscapesscripts``."""
+    """Instance AP by the official tool.
+
+    Raises:
+        ConfigError: the package ``cityscapesscripts`` is missing.
+    """
+    if importlib.util.find_spec("cityscapesscripts") is None:
+        raise ConfigError(
+            "Cityscapes is read and scored by cityscapesscripts, which is not installed",
+            where=f"dataset {name!r}",
+            fix="pip install cityscapesscripts",
+        )
     from detectron2.evaluation import CityscapesInstanceEvaluator
 
     return CityscapesInstanceEvaluator(name)

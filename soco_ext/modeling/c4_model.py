@@ -13,11 +13,12 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from soco_ext.modeling.build import embedding_networks, encoder_of, momentum_of, with_norm
+from soco_ext.modeling.build import embedding_networks, encoder_of, momentum_of, prepared
 from soco_ext.modeling.contrast import ContrastiveModel, MomentumOptions, normalised
 from soco_ext.modeling.correspondence import same_object
 from soco_ext.modeling.region_pooling import map_rois, pool_regions
 from soco_ext.modeling.view_batch import BoxPair, BoxSet
+from soco_ext.modeling.view_passes import EACH, check_view_passes, maps_of_views
 
 POOLED_SIZE = 14
 """Side of a pooled region, always half-pixel aligned: the released model ignores the options."""
@@ -34,6 +35,7 @@ class SoCoC4(ContrastiveModel):
         projector: region vectors to embeddings.
         predictor: online embeddings to target embeddings.
         momentum: how the target follows.
+        view_passes: how often the encoder runs, see ``view_passes``.
     """
 
     optional_weights = ("queue", "queue_ptr")
@@ -46,12 +48,14 @@ class SoCoC4(ContrastiveModel):
         projector: nn.Module,
         predictor: nn.Module,
         momentum: MomentumOptions | None = None,
+        view_passes: str = EACH,
     ) -> None:
         super().__init__(
             parts={"encoder": encoder, "projector": projector},
             predictor=predictor,
             momentum=momentum or MomentumOptions(),
         )
+        self.view_passes = check_view_passes(view_passes)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -59,8 +63,9 @@ class SoCoC4(ContrastiveModel):
         encoder = encoder_of(cfg)
         parts = {"encoder": encoder, **embedding_networks(cfg, encoder.channels[-1])}
         return {
-            **{name: with_norm(part, cfg) for name, part in parts.items()},
+            **{name: prepared(part, cfg) for name, part in parts.items()},
             "momentum": momentum_of(cfg),
+            "view_passes": cfg.SOCO.VIEW_PASSES,
         }
 
     def embed(
@@ -68,16 +73,16 @@ class SoCoC4(ContrastiveModel):
     ) -> list[Tensor]:
         """Vectors [N, K, C] per box set."""
         encoder: Any = parts["encoder"]
-        maps: dict[int, Tensor] = {}
-        pooled = []
+        passes = self.view_passes
+        maps = maps_of_views(lambda view: [encoder.c4(view)], [encoder], views, passes)
+        regions = []
         for box_set in sets:
-            if box_set.view not in maps:
-                maps[box_set.view] = encoder.c4(views[box_set.view])
-            map_NCHW = maps[box_set.view]
+            (map_NCHW,) = maps[box_set.view]
             rois = map_rois(box_set.boxes_NK5, *map_NCHW.shape[-2:])
-            regions = pool_regions(map_NCHW, rois, POOLED_SIZE, aligned=True)
-            pooled.append(encoder.layer4(regions).mean(dim=(2, 3)))
-        vectors = parts["projector"](torch.cat(pooled), len(sets))
+            regions.append(pool_regions(map_NCHW, rois, POOLED_SIZE, aligned=True))
+        pooled = maps_of_views(lambda x: [encoder.layer4(x)], [encoder], regions, passes)
+        vectors_of_sets = [map_NCHW.mean(dim=(2, 3)) for (map_NCHW,) in pooled]
+        vectors = parts["projector"](torch.cat(vectors_of_sets), len(sets))
         if "predictor" in parts:
             vectors = parts["predictor"](vectors, len(sets))
         shape = (*sets[0].boxes_NK5.shape[:2], -1)

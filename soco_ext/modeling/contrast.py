@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ext_common.errors import ConfigError, ExtError
 from soco_ext.losses.pair_similarity import pair_loss
 from soco_ext.modeling.momentum import freeze_as_copy, momentum_at, move_towards
+from soco_ext.modeling.shared_norm import is_synchronised
 from soco_ext.modeling.view_batch import BoxPair, BoxSet, ViewBatch, collate
 
 TARGET_SUFFIX = "_k"
@@ -92,7 +93,7 @@ class ContrastiveModel(nn.Module):
         self.ema_step = 0
         self.last: Similarities | None = None
         self._starts_step = True
-        self._synchronised = any(isinstance(m, nn.SyncBatchNorm) for m in self.modules())
+        self._synchronised = any(is_synchronised(m) for m in self.modules())
         self._followed: tuple[list[Tensor], list[Tensor]] | None = None
 
     def embed(

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from soco_ext.modeling.grouped_norm import GroupedBatchNorm2d
+
 
 class ConvNorm(nn.Module):
     """Convolution without bias, then a batch norm; no activation.
@@ -25,7 +27,7 @@ class ConvNorm(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
-        self.bn = nn.BatchNorm2d(outputs)
+        self.bn = GroupedBatchNorm2d(outputs)
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x_NCHW: Tensor) -> Tensor:

@@ -20,13 +20,14 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from ext_common.errors import ConfigError
-from soco_ext.modeling.build import embedding_networks, encoder_of, momentum_of, with_norm
+from soco_ext.modeling.build import embedding_networks, encoder_of, momentum_of, prepared
 from soco_ext.modeling.contrast import ContrastiveModel, MomentumOptions, normalised
 from soco_ext.modeling.correspondence import same_object_assigned, same_object_by_level
 from soco_ext.modeling.fpn import FeaturePyramid
 from soco_ext.modeling.heads import RegionHead
 from soco_ext.modeling.region_pooling import map_rois, pool_regions
 from soco_ext.modeling.view_batch import BoxPair, BoxSet
+from soco_ext.modeling.view_passes import EACH, check_view_passes, maps_of_views
 
 DENSE, SPARSE = "dense", "sparse"
 
@@ -67,6 +68,7 @@ class SoCoFPN(ContrastiveModel):
         predictor: online embeddings to target embeddings.
         regions: how boxes are pooled.
         momentum: how the target follows.
+        view_passes: how often the backbone runs, see ``view_passes``.
     """
 
     @configurable
@@ -80,6 +82,7 @@ class SoCoFPN(ContrastiveModel):
         predictor: nn.Module,
         regions: RegionOptions | None = None,
         momentum: MomentumOptions | None = None,
+        view_passes: str = EACH,
     ) -> None:
         super().__init__(
             parts={"encoder": encoder, "neck": neck, "head": head, "projector": projector},
@@ -87,6 +90,7 @@ class SoCoFPN(ContrastiveModel):
             momentum=momentum or MomentumOptions(),
         )
         self.regions = regions or RegionOptions()
+        self.view_passes = check_view_passes(view_passes)
         self._num_levels = len(neck.fpn_convs)
 
     @classmethod
@@ -104,16 +108,20 @@ class SoCoFPN(ContrastiveModel):
             **embedding_networks(cfg, head.output_dim),
         }
         return {
-            **{name: with_norm(part, cfg) for name, part in parts.items()},
+            **{name: prepared(part, cfg) for name, part in parts.items()},
             "regions": RegionOptions(soco.LEVEL_USE, size, soco.POOLER_ALIGNED),
             "momentum": momentum_of(cfg),
+            "view_passes": soco.VIEW_PASSES,
         }
 
     def embed(
         self, parts: Mapping[str, nn.Module], views: Sequence[Tensor], sets: Sequence[BoxSet]
     ) -> list[Tensor]:
         """Vectors [N, M, C] per box set; M is P * K with the level outer (dense), or K (sparse)."""
-        maps = [parts["neck"](parts["encoder"](view)) for view in views]
+        backbone = parts["encoder"], parts["neck"]
+        maps = maps_of_views(
+            lambda view: backbone[1](backbone[0](view)), backbone, views, self.view_passes
+        )
         if self.regions.level_use == SPARSE:
             return self._sparse(parts, maps, sets)
         regions: dict[tuple[int, int], Tensor] = {}
@@ -181,9 +189,11 @@ class SoCoFPN(ContrastiveModel):
         own = _levels(box_set).flatten().clamp(min=0)
         device = box_set.boxes_NK5.device
         found, pooled = [], []
+        untouched = box_set.boxes_NK5.new_zeros(())
         for level, map_NCHW in enumerate(levels):
             rows = (own == level).nonzero().flatten()
             if not len(rows):
+                untouched = untouched + map_NCHW.flatten()[0]
                 continue
             rois = map_rois(box_set.boxes_NK5, *map_NCHW.shape[-2:])
             rois = rois[rows.to(device, non_blocking=True)]
@@ -191,7 +201,10 @@ class SoCoFPN(ContrastiveModel):
             pooled.append(pool_regions(map_NCHW, rois, options.size, aligned=options.aligned))
             found.append(rows)
         back = torch.cat(found).argsort()
-        return torch.cat(pooled)[back.to(device, non_blocking=True)]
+        regions = torch.cat(pooled)[back.to(device, non_blocking=True)]
+        # a level without boxes has gradient 0 like all others, not none: processes have to go
+        # through the same norms, which exchange gradients, whatever boxes they have
+        return regions + 0.0 * untouched
 
 
 def _run(parts: Mapping[str, nn.Module], regions: Tensor, groups: int) -> Tensor:

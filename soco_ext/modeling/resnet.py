@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ext_common.errors import ConfigError
+from soco_ext.modeling.grouped_norm import GroupedBatchNorm2d
 
 DEPTHS: dict[int, tuple[type[Any], tuple[int, ...]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
@@ -29,12 +30,19 @@ class ResNet(nn.Module):
         block: torchvision's ``BasicBlock`` or ``Bottleneck``.
         layers: blocks of each of the four stages.
         base_width: channels of the stem and of the first stage's inner convolutions.
+        zero_residuals: every residual branch starts at zero, as released.
     """
 
-    def __init__(self, block: type[Any], layers: tuple[int, ...], base_width: int = 64) -> None:
+    def __init__(
+        self,
+        block: type[Any],
+        layers: tuple[int, ...],
+        base_width: int = 64,
+        zero_residuals: bool = True,
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, base_width, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(base_width)
+        self.bn1 = GroupedBatchNorm2d(base_width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         planes = [base_width * 2**stage for stage in range(4)]
@@ -45,10 +53,10 @@ class ResNet(nn.Module):
             for i in range(4)
         )
         self.channels = tuple(channels)
-        _initialise(self)
+        _initialise(self, zero_residuals)
 
     @classmethod
-    def of_depth(cls, depth: int, base_width: int = 64) -> ResNet:
+    def of_depth(cls, depth: int, base_width: int = 64, zero_residuals: bool = True) -> ResNet:
         """ResNet-18, 34, 50, 101 or 152.
 
         Raises:
@@ -60,7 +68,7 @@ class ResNet(nn.Module):
                 where="MODEL.RESNETS.DEPTH",
                 fix=f"one of {', '.join(map(str, DEPTHS))}",
             )
-        return cls(*DEPTHS[depth], base_width=base_width)
+        return cls(*DEPTHS[depth], base_width=base_width, zero_residuals=zero_residuals)
 
     def forward(self, images_N3HW: Tensor) -> list[Tensor]:
         """The maps C2 to C5."""
@@ -83,18 +91,19 @@ def _stage(block: type[Any], inputs: int, planes: int, blocks: int, stride: int)
     shortcut = None
     if stride != 1 or inputs != outputs:
         shortcut = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), GroupedBatchNorm2d(outputs)
         )
-    first = block(inputs, planes, stride, shortcut)
-    return nn.Sequential(first, *(block(outputs, planes) for _ in range(blocks - 1)))
+    norm = {"norm_layer": GroupedBatchNorm2d}
+    first = block(inputs, planes, stride, shortcut, **norm)
+    return nn.Sequential(first, *(block(outputs, planes, **norm) for _ in range(blocks - 1)))
 
 
-def _initialise(model: ResNet) -> None:
-    """Convolutions normal with the variance 2 / fan-out; every residual branch starts at zero."""
+def _initialise(model: ResNet, zero_residuals: bool) -> None:
+    """Convolutions normal with the variance 2 / fan-out; residual branches start at zero or one."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, Bottleneck):
+        elif zero_residuals and isinstance(module, Bottleneck):
             nn.init.zeros_(module.bn3.weight)
-        elif isinstance(module, BasicBlock):
+        elif zero_residuals and isinstance(module, BasicBlock):
             nn.init.zeros_(module.bn2.weight)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from ext_common.data.box_file import ImageBoxes
 from ext_common.data.unlabelled_images import ImageList
 from ext_common.errors import ConfigError, DatasetError, ExtError, ImageError
 from ext_common.images import image_size, printable, read_image
@@ -17,7 +20,7 @@ from ext_common.tar_shards import TarDataset
 from soco_ext.proposals.filtering import BoxFilter
 from soco_ext.proposals.finders import Finder, filtered_boxes
 from soco_ext.proposals.journal import Journal
-from soco_ext.proposals.proposal_file import ImageProposals, write_proposals
+from soco_ext.proposals.proposal_file import write_proposals
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,10 @@ class Request:
         strategy: which of those are kept.
         tars: for images in archives.
         shard: the part of the images.
-        workers: processes; 0 = this one.
+        workers: processes; 0 = this one. Each uses one thread, and all share the finder's memory
+            where processes are forked.
+        find_here: workers only read the images, and this process finds the boxes: for a finder
+            that uses a GPU.
         skip_bad: leave out images that cannot be read, instead of stopping.
         settings: what the file says about how it was made, besides finder, filter and shard.
     """
@@ -71,6 +77,7 @@ class Request:
     tars: TarDataset | None = None
     shard: Shard = Shard()
     workers: int = 0
+    find_here: bool = False
     skip_bad: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -101,33 +108,49 @@ class Outcome:
     bad: list[str] = field(default_factory=list)
 
 
-class _Search(Dataset[ImageProposals | ExtError]):
+@dataclass(frozen=True)
+class _Read:
+    """An image whose boxes are to be found; no pixels where the finder does not need them."""
+
+    name: str
+    size_hw: tuple[int, int]
+    image_HW3: NDArray[np.uint8] | None
+
+
+class _Search(Dataset[ImageBoxes | _Read | ExtError]):
     """Proposals of one image by its place; an error is returned, not raised, to keep its type."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
 
-    def __getitem__(self, place: int) -> ImageProposals | ExtError:
+    def __getitem__(self, place: int) -> ImageBoxes | _Read | ExtError:
         try:
-            return self._found(place)
+            image = self._read(place)
         except ExtError as error:
             return error
+        return image if self.request.find_here else _searched(image, self.request)
 
-    def _found(self, place: int) -> ImageProposals:
+    def _read(self, place: int) -> _Read:
         request = self.request
         record = request.images[place]
         name = record["image_name"]
         source = record["file_name"] if request.tars is None else None
         if source is not None and not request.finder.needs_pixels:
-            image_HW3, size_hw = None, image_size(source)
+            return _Read(name, image_size(source), None)
+        if request.tars is not None:
+            image_HW3 = request.tars.image(record["tar_index"])
         else:
-            if request.tars is not None:
-                image_HW3 = request.tars.image(record["tar_index"])
-            else:
-                image_HW3 = read_image(record["file_name"], format="RGB")
-            size_hw = (image_HW3.shape[0], image_HW3.shape[1])
-        rects_K4 = request.finder(name, size_hw, image_HW3)
-        return ImageProposals(name, size_hw, filtered_boxes(rects_K4, size_hw, request.strategy))
+            image_HW3 = read_image(record["file_name"], format="RGB")
+        return _Read(name, (image_HW3.shape[0], image_HW3.shape[1]), image_HW3)
+
+
+def _searched(image: _Read, request: Request) -> ImageBoxes | ExtError:
+    try:
+        rects_K4 = request.finder(image.name, image.size_hw, image.image_HW3)
+    except ExtError as error:
+        return error
+    boxes_K4 = filtered_boxes(rects_K4, image.size_hw, request.strategy)
+    return ImageBoxes(image.name, image.size_hw, boxes_K4)
 
 
 def journal_of(output: Path) -> Path:
@@ -180,17 +203,20 @@ def find_proposals(
     return outcome
 
 
-def _results(request: Request, todo: list[int]) -> Any:
-    """In the order of ``todo``; workers search ahead."""
-    return DataLoader(
+def _results(request: Request, todo: list[int]) -> Iterator[ImageBoxes | ExtError]:
+    """In the order of ``todo``; workers search, or read, ahead."""
+    workers = min(request.workers, len(todo))
+    loader = DataLoader(
         _Search(request),
         batch_size=None,
         sampler=todo,
-        num_workers=min(request.workers, len(todo)),
+        num_workers=workers,
         collate_fn=_as_it_is,
-        prefetch_factor=8 if min(request.workers, len(todo)) else None,
+        prefetch_factor=8 if workers else None,
         generator=torch.Generator(),
     )
+    for found in loader:
+        yield _searched(found, request) if isinstance(found, _Read) else found
 
 
 def _as_it_is(found: Any) -> Any:

@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ext_common.data.box_file import ImageBoxes
 from ext_common.errors import DatasetError
 from ext_common.images import printable
-from soco_ext.proposals.proposal_file import ImageProposals
 
 _HEAD = struct.Struct("<II")  # length and checksum
 _IMAGE = struct.Struct("<IIII")  # bytes of the name, height, width, boxes
@@ -66,7 +66,7 @@ class Journal:
     ) -> None:
         self._stream.close()
 
-    def add(self, image: ImageProposals) -> None:
+    def add(self, image: ImageBoxes) -> None:
         """Note one image; what was added survives a kill of this process."""
         name = image.name.encode("utf-8", "surrogateescape")
         boxes_K4 = np.asarray(image.boxes_K4, dtype="<f4").reshape(-1, 4)
@@ -74,7 +74,7 @@ class Journal:
         self._append(head + name + boxes_K4.tobytes())
         self.done.add(image.name)
 
-    def images(self) -> Iterator[ImageProposals]:
+    def images(self) -> Iterator[ImageBoxes]:
         """All images so far."""
         self._stream.flush()
         for number, (content, _) in enumerate(_records(self.path)):
@@ -99,8 +99,8 @@ def _records(path: Path) -> Iterator[tuple[bytes, int]]:
             yield content, stream.tell()
 
 
-def _image(content: bytes) -> ImageProposals:
+def _image(content: bytes) -> ImageBoxes:
     length, height, width, boxes = _IMAGE.unpack_from(content)
     name = content[_IMAGE.size : _IMAGE.size + length].decode("utf-8", "surrogateescape")
     boxes_K4 = np.frombuffer(content, dtype="<f4", offset=_IMAGE.size + length, count=4 * boxes)
-    return ImageProposals(name, (height, width), boxes_K4.reshape(-1, 4))
+    return ImageBoxes(name, (height, width), boxes_K4.reshape(-1, 4))

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ext_common.data.annotation_checks import first_ten
+from ext_common.data.box_file import BoxFile
 from ext_common.data.json_files import write_json_atomic
 from ext_common.errors import DatasetError
 from ext_common.images import printable
 from soco_ext.proposals.filtering import boxes_to_rects, rects_to_boxes
-from soco_ext.proposals.proposal_file import ProposalFile
 
 
 def published_key(name: str) -> str:
@@ -25,7 +25,7 @@ def published_key(name: str) -> str:
     return name.rsplit("/", 1)[-1].split(".", 1)[0]
 
 
-def write_published(file: ProposalFile, path: str | Path) -> Path:
+def write_published(file: BoxFile, path: str | Path) -> Path:
     """Write proposals as the authors have them, and the list of images without any beside it.
 
     Returns:

@@ -48,7 +48,12 @@ def search_segments(image_HW3: NDArray[np.uint8], label_HW: NDArray[np.integer])
 
 
 def segment(image_HW3: NDArray[np.uint8], settings: SearchSettings) -> NDArray[np.integer]:
-    """Felzenszwalb's segmentation of the image scaled to 0..1."""
+    """Felzenszwalb's segmentation of the image scaled to 0..1.
+
+    This is most of the search's time and is left to scikit-image: the labels have to be the same
+    down to the order of equal edges, which is NumPy's, and joining along sorted edges goes one
+    edge after the other, in compiled code there.
+    """
     try:
         from skimage.segmentation import felzenszwalb
     except ImportError as error:

@@ -38,6 +38,24 @@ def test_quick_run_makes_table_and_plot_and_is_not_repeated(
     assert "other settings: sizes" in capsys.readouterr().err
 
 
+def test_first_seed_names_the_runs_and_a_changed_recipe_is_another_experiment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(
+        soco.Runner, "run_chains", lambda _, chains: ran.extend(s.title for c in chains for s in c)
+    )
+    words = ["--output", str(tmp_path / "run"), "--first-seed", "100", "--seeds", "2"]
+    assert soco.main(words) == 1  # nothing was run: there are no results to read
+    assert "fine-tuning soco seed101" in ran
+    assert not any("seed0" in title or "seed102" in title for title in ran)
+    capsys.readouterr()
+
+    monkeypatch.setattr(soco, "FINETUNE", "soco/Mask_R50_FPN_1x.yaml")
+    assert soco.main(words) == 1
+    assert "other settings: recipes" in capsys.readouterr().err
+
+
 def test_wrong_counts_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         soco.main(["--output", str(tmp_path / "run"), "--seeds", "0"])

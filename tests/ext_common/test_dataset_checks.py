@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
@@ -14,6 +15,7 @@ from ext_common.data.class_names import check_same_order, folded
 from ext_common.data.dataset_checks import check_datasets, check_files, check_test_dataset
 from ext_common.data.dataset_registry import unregister
 from ext_common.errors import DatasetError
+from ext_common.packages import register_all
 from tests.ext_common.annotation_files import content, write
 
 ConfigOf = Callable[..., Any]
@@ -165,3 +167,19 @@ def test_an_unknown_evaluator_is_noticed_before_training(config_of: ConfigOf) ->
         check_datasets(cfg, training=True)
     cfg.DATASETS.TEST = ()
     check_datasets(cfg, training=True)
+
+
+def test_a_detector_may_test_other_classes_than_it_trains(
+    config_of: ConfigOf, tmp_path: Path
+) -> None:
+    register_all()  # the keys of MODEL.CLIP
+    cfg = config_of("chk_o", "chk_p", chk_o=ABC, chk_p=ABCD)
+    with pytest.raises(DatasetError, match="'chk_p': 4 classes"):
+        check_datasets(cfg, training=True)
+    cfg.MODEL.META_ARCHITECTURE = "CLIPFastRCNN"
+    torch.save(torch.ones(4, 8), tmp_path / "tested.pth")
+    cfg.MODEL.CLIP.OPENSET_TEST_TEXT_EMB_PATH = str(tmp_path / "tested.pth")
+    check_datasets(cfg, training=True)
+    torch.save(torch.ones(5, 8), tmp_path / "tested.pth")
+    with pytest.raises(DatasetError, match=r"4 classes, but .*OPENSET_TEST_TEXT_EMB_PATH stands"):
+        check_datasets(cfg, training=True)

@@ -11,11 +11,21 @@ from torch import nn
 
 from ext_common.checkpoint import load_model_weights
 from ext_common.errors import ConfigError
-from frozen_backbone_ext.modeling.adapters import Adapter, adapt_stages, fold_adapters
+from frozen_backbone_ext.modeling.adapters import (
+    Adapter,
+    adapt_stages,
+    fold_adapters,
+    stage_modules,
+)
 from frozen_backbone_ext.modeling.freezing import freeze_trunk
 from frozen_backbone_ext.modeling.trunk import find_trunk, trunk_hash
 from tests.frozen_backbone_ext.test_freezing import _timm
-from tests.frozen_backbone_ext.tiny_frozen import frozen_config, frozen_model, train_steps
+from tests.frozen_backbone_ext.tiny_frozen import (
+    frozen_config,
+    frozen_model,
+    train_steps,
+    trained_looking,
+)
 
 ADAPTED = {
     "MODEL.BACKBONE.NAME": "build_adapted_backbone",
@@ -128,8 +138,43 @@ def test_impossible_adapters_are_refused(changes: dict[str, str], message: str) 
         frozen_model({**ADAPTED, **changes})
 
 
+@pytest.mark.parametrize("form", ["series", "parallel"])
+def test_efficientnets_have_them_at_the_end_of_their_blocks(form: str) -> None:
+    trunk = _timm("tf_efficientnet_b0", (3, 4, 5), drop_path_rate=0.3)
+    trained_looking(trunk)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = trunk.eval()(images)
+    names = set(trunk.state_dict())
+    assert set(stage_modules(trunk)) == {f"blocks.{number}" for number in range(7)}
+    adapters = adapt_stages(trunk, form=form)
+    assert len(adapters) == 16
+    assert names <= set(trunk.state_dict())
+    outputs = [block.conv1x1.out_channels for block in adapters]
+    assert outputs == sorted(outputs)
+    frozen = freeze_trunk(trunk).train()
+    for _ in range(2):
+        maps = frozen(images)
+        assert all(torch.equal(maps[key], expected[key]) for key in expected)
+    sum(map_.sum() for map_ in maps.values()).backward()
+    trained = {name for name, p in frozen.named_parameters() if p.grad is not None}
+    assert trained
+    assert all("adapter" in name for name in trained)
+    with pytest.raises(ConfigError, match="'own' after a BatchNormAct2d"):
+        adapt_stages(_timm("tf_efficientnet_b0", (3,)), form=form, norm="own")
+    if form == "parallel":
+        for adapter in adapters:
+            nn.init.normal_(adapter.conv1x1.weight, std=0.01)
+        with torch.no_grad():
+            expected = frozen.eval()(images)
+            assert fold_adapters(frozen) == 16
+            for key, map_ in frozen(images).items():
+                torch.testing.assert_close(map_, expected[key], atol=1e-4, rtol=1e-4)
+        assert set(frozen.state_dict()) == names
+
+
 def test_backbones_without_conv2_are_refused() -> None:
-    with pytest.raises(ConfigError, match="not those of a ResNet"):
+    with pytest.raises(ConfigError, match="not those of a ResNet or EfficientNet"):
         adapt_stages(_timm("convnext_atto", (1, 2)))
     series = copy.deepcopy(_trunk("BN"))
     adapt_stages(series, ("res5",), form="series")

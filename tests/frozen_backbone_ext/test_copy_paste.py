@@ -96,6 +96,20 @@ def test_options_of_the_loader(tmp_path: Path) -> None:
         build_train_loader(_config(tmp_path / "c", "INPUT.COPY_PASTE.BOX_RULE", "both"))
 
 
+def test_objects_beyond_the_limit_are_left_out(tmp_path: Path) -> None:
+    counts = []
+    for limit in ("0", "1"):
+        cfg = _config(tmp_path / limit, "INPUT.MAX_INSTANCES", limit)
+        batches = islice(build_train_loader(cfg), 4)
+        counts.append([len(sample["instances"]) for batch in batches for sample in batch])
+    unlimited, limited = counts
+    assert max(unlimited) > 2
+    assert limited == [min(count, 1) for count in unlimited]
+    plain = ["DATALOADER.SAMPLER_TRAIN", "TrainingSampler", "INPUT.MAX_INSTANCES", "1"]
+    cfg = _config(tmp_path / "plain", *plain, "INPUT.CUSTOM_AUG", "EfficientDetResizeCrop")
+    assert [len(sample["instances"]) for sample in next(iter(build_train_loader(cfg)))] == [1, 1]
+
+
 def test_data_without_masks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="box without one"):
         build_train_loader(_config(tmp_path, "MODEL.MASK_ON", "False", masks=False))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from detectron2.layers import ShapeSpec
 from torch import nn
@@ -18,8 +19,15 @@ from frozen_backbone_ext.modeling.nasfpn import NasFpn, NasFpnOptions, resample
 from frozen_backbone_ext.modeling.nasfpn_graph import CELLS, NODE_LEVELS, parameter_count
 from frozen_backbone_ext.modeling.paper_fpn import NeckShape, PaperFpn, PlainConvNeck
 from frozen_backbone_ext.modeling.part_options import PartOptions
+from frozen_backbone_ext.modeling.pyramid_backbone import nasfpn_options
 from frozen_backbone_ext.modeling.rpn_head import PerLevelNormRPNHead
-from tests.frozen_backbone_ext.tiny_frozen import NASFPN, frozen_model, item, train_steps
+from tests.frozen_backbone_ext.tiny_frozen import (
+    NASFPN,
+    frozen_config,
+    frozen_model,
+    item,
+    train_steps,
+)
 
 PAPER: dict[str, Any] = {
     **NASFPN,
@@ -115,6 +123,34 @@ def test_bottleneck_cells_and_recomputation() -> None:
     assert all(p.grad is not None for p in model.cells.parameters())
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ("max", "coarse", False)),
+        ({"VARIANT": "mm"}, ("avg", "fine", True)),
+        ({"EXTRA_LEVEL_CONV": "yes", "POOL": "avg"}, ("avg", "coarse", True)),
+        ({"VARIANT": "mm", "EXTRA_LEVEL_CONV": "no", "GATE": "coarse"}, ("avg", "coarse", False)),
+    ],
+    ids=["tf", "mm", "tf with a convolution", "mm without"],
+)
+def test_single_choices_of_a_variant(changes: dict[str, str], expected: tuple[Any, ...]) -> None:
+    cfg = frozen_config({**NASFPN, **{f"MODEL.NASFPN.{k}": v for k, v in changes.items()}})
+    options = nasfpn_options(cfg)
+    assert (options.pool, options.gate, options.extra_level_conv) == expected
+    neck = NasFpn((4, 4, 4), options)
+    assert (len(neck.extra) == 2) == expected[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("resnetrs50", 33.6), ("resnetrs101", 61.57), ("tf_efficientnet_b7", 62.1)],
+)
+def test_trunks_have_the_parameters_of_the_specification(name: str, millions: float) -> None:
+    with torch.device("meta"):
+        levels = {"features_only": True, "out_indices": (2, 3, 4)}
+        assert _count(timm.create_model(name, **levels)) / 1e6 == pytest.approx(millions, abs=0.06)
+
+
 def test_sizes_that_have_no_p7_are_refused() -> None:
     model = NasFpn((4, 4, 4), NasFpnOptions(repeats=1, width=4))
     with pytest.raises(ConfigError, match="multiples of 128"):
@@ -146,6 +182,7 @@ def test_paper_fpn_and_plain_necks() -> None:
         ({"MODEL.FPN.IN_FEATURES": "['res4','res5']"}, "strides 8, 16 and 32"),
         ({"MODEL.PYRAMID.NECK": "fpn", "MODEL.PYRAMID.MAX_LEVEL": 4}, "below the level of res5"),
         ({"MODEL.NASFPN.GATE": "both"}, "'both' is not known"),
+        ({"MODEL.NASFPN.EXTRA_LEVEL_CONV": "true"}, "unknown value 'true'"),
         ({"MODEL.DETECTOR_PARTS.ACTIVATION": "gelu"}, "unknown activation"),
     ):
         with pytest.raises(ConfigError, match=message):

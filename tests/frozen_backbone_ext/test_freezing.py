@@ -10,15 +10,18 @@ import pytest
 import timm
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling import build_model as build_plain_model
 from torch import nn
 
 from ext_common.checkpoint import load_model_weights
 from ext_common.errors import ConfigError, WeightsError
 from ext_common.modeling.build import build_model
+from ext_common.modeling.swin import SwinSize, SwinTransformer
 from ext_common.modeling.timm_backbone import TimmBackbone
 from ext_common.solver import build_optimizer
-from frozen_backbone_ext.model_setup import frozen_trunk, has_own_weights
+from frozen_backbone_ext.model_setup import frozen_trunk, has_own_weights, set_up_backbone
 from frozen_backbone_ext.modeling.fast_trunk import FastOptions
 from frozen_backbone_ext.modeling.freezing import (
     FrozenTrunk,
@@ -26,6 +29,8 @@ from frozen_backbone_ext.modeling.freezing import (
     state_without_trunk,
 )
 from frozen_backbone_ext.modeling.trunk import find_trunk, trunk_hash
+from regionclip_ext.modeling.clip_resnet import ClipResNet
+from regionclip_ext.modeling.encoder_shapes import ClipResNetShape
 from tests.frozen_backbone_ext.tiny_frozen import (
     frozen_config,
     frozen_model,
@@ -111,6 +116,16 @@ class ClipLike(nn.Module):
         return {"res2": self.dropout(self.avgpool(self.bn1(self.conv1(x)).relu()))}
 
 
+def _swin(**options: Any) -> nn.Module:
+    size = SwinSize(8, (1, 1), (1, 2), window=4, drop_path=0.5)
+    return SwinTransformer(size=size, out_features=(0, 1), **options)
+
+
+def _clip_resnet() -> nn.Module:
+    shape = ClipResNetShape(layers=(1, 1, 1, 1), width=8, heads=2, embed_dim=8, resolution=64)
+    return ClipResNet(shape, out_features=("res3", "res5"), attention_pool=False)
+
+
 TRUNKS = {
     "resnet": lambda: frozen_model({"MODEL.BACKBONE_FREEZE.POLICY": ""}).backbone.bottom_up,
     "regnet": _regnet,
@@ -118,7 +133,10 @@ TRUNKS = {
     "timm efficientnet": lambda: _timm("tf_efficientnet_b0", (3, 4), drop_path_rate=0.5),
     "timm convnext": lambda: _timm("convnext_atto", (1, 2), drop_path_rate=0.5),
     "timm frozen norms": lambda: _timm("resnet18", (2, 3), norm="FrozenBN"),
-    "clip": ClipLike,
+    "swin": _swin,
+    "swin recomputed": lambda: _swin(use_checkpoint=True),
+    "clip resnet": _clip_resnet,
+    "dropout": ClipLike,
 }
 
 
@@ -145,8 +163,8 @@ def test_every_kind_of_backbone(name: str) -> None:
         scale = expected[key].abs().max()
         assert (map_ - expected[key]).abs().max() <= 1e-4 * scale
     assert fast._frozen.fast is not None
-    norms = {"timm convnext": 0}.get(name, 1)
-    assert (fast._frozen.fast.folded > 0) == bool(norms)
+    layer_norms = name in ("timm convnext", "swin", "swin recomputed")
+    assert (fast._frozen.fast.folded > 0) != layer_norms
     assert set(fast.state_dict()) == set(frozen.state_dict())
 
 
@@ -231,6 +249,91 @@ def test_wrong_weights_and_wrong_policy_are_refused(tmp_path: Path) -> None:
         FastOptions(dtype="fp8")
     with pytest.raises(ConfigError, match="no part called backbone"):
         find_trunk(nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("builder", "kind"),
+    [
+        ("build_resnet_backbone", "ResNet"),
+        ("build_p35_resnet_fpn_backbone", "ResNet"),
+        ("build_p37_resnet_bifpn_backbone", "ResNet"),
+        ("build_p35_timm_fpn_backbone", "TimmBackbone"),
+        ("build_p37_timm_bifpn_backbone", "TimmBackbone"),
+        ("build_swintransformer_fpn_backbone", "SwinTransformer"),
+        ("build_pyramid_backbone", "ResNet"),
+        ("build_adapted_backbone", "ResNet"),
+    ],
+)
+def test_the_trunk_is_found_alone_and_under_every_neck(builder: str, kind: str) -> None:
+    changes = {
+        "MODEL.BACKBONE.NAME": builder,
+        "MODEL.ADAPTERS.BACKBONE": "build_p35_resnet_fpn_backbone",
+        "MODEL.PYRAMID.NECK": "fpn",
+        "MODEL.PYRAMID.WIDTH": 8,
+        "MODEL.DETECTOR_PARTS.NORM": "BN",
+        "MODEL.TIMM.BASE_NAME": "resnet10t",
+        "MODEL.TIMM.NORM": "BN",
+        "MODEL.BIFPN.NUM_BIFPN": 1,
+        "MODEL.BIFPN.OUT_CHANNELS": 32,
+    }
+    if "timm" in builder or "swin" in builder:
+        changes["MODEL.FPN.IN_FEATURES"] = "[]"
+    cfg = frozen_config(changes)
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.add_module("backbone", BACKBONE_REGISTRY.get(builder)(cfg, ShapeSpec(channels=3)))
+    set_up_backbone(cfg, model)
+    trunk = frozen_trunk(model)
+    assert trunk is not None
+    assert kind in [parent.__name__ for parent in type(trunk).__mro__]
+    before = copy.deepcopy(trunk.state_dict())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    alone = builder == "build_resnet_backbone"
+    assert bool(trained) != alone
+    backbone: Any = model.train().get_submodule("backbone")
+    maps = backbone(torch.randn(2, 3, 128, 128))
+    if not alone:
+        optimizer = torch.optim.SGD(trained, lr=0.1, weight_decay=0.1)
+        sum(map_.square().mean() for map_ in maps.values()).backward()
+        optimizer.step()
+    after = trunk.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before if "adapter" not in key)
+
+
+@torch.no_grad()
+def test_the_cache_knows_size_type_and_way_of_computing(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trunk = freeze_trunk(ClipLike(), cache_folder=str(tmp_path))
+    images = torch.randn(1, 3, 32, 32)
+
+    def misses(network: FrozenTrunk, given: torch.Tensor) -> int:
+        before = network._frozen.cache.misses if network._frozen.cache else 0
+        network(given)
+        assert network._frozen.cache is not None
+        return network._frozen.cache.misses - before
+
+    assert misses(trunk, images) == 1
+    assert misses(trunk, images) == 0
+    assert misses(trunk, images[..., :16]) == 1
+    assert misses(trunk, nn.functional.pad(images, (0, 32))) == 1  # padding belongs to it
+    twin = ClipLike()
+    twin.load_state_dict(trunk.state_dict())
+    same = freeze_trunk(copy.deepcopy(twin), cache_folder=str(tmp_path))
+    assert misses(same, images) == 0
+    half = freeze_trunk(copy.deepcopy(twin), FastOptions(dtype="bf16"), cache_folder=str(tmp_path))
+    assert misses(half, images) == 1
+    folded = freeze_trunk(twin, FastOptions(fold_bn=True), cache_folder=str(tmp_path))
+    assert misses(folded, images) == 1
+    mixed = freeze_trunk(copy.deepcopy(same), cache_folder=str(tmp_path))
+    mixed._frozen.forget()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert misses(mixed, images) == 1
+        assert mixed(images)["res2"].dtype == torch.bfloat16
+    cache = same._frozen.cache
+    assert cache is not None
+    names = {cache.path(images[0].to(kind)) for kind in (torch.float32, torch.float64)}
+    names.add(cache.path(images[0].to(torch.bfloat16)))
+    assert len(names) == 3
 
 
 def test_cached_maps_are_of_the_same_pixels_and_weights(tmp_path: Path) -> None:

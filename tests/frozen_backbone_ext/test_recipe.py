@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from ext_common.config import load_config, validate_config
+from ext_common.config import finish_config, load_config, validate_config
 from ext_common.data.label_table import LabelTable
 from ext_common.errors import ConfigError, WeightsError
 from ext_common.trainer import ExtTrainer
 from frozen_backbone_ext.audit import parameter_shares
+from frozen_backbone_ext.config_checks import check_frozen_backbone
 from frozen_backbone_ext.losses.class_balanced import ClassBalancedSoftmax, class_balanced_weights
-from frozen_backbone_ext.pixel_statistics import timm_statistics
-from frozen_backbone_ext.schedule import check_a_schedule_in_images, in_iterations
+from frozen_backbone_ext.model_setup import set_up_backbone
+from frozen_backbone_ext.pixel_statistics import check_pixels, timm_statistics
+from frozen_backbone_ext.schedule import in_iterations
 from frozen_backbone_ext.second_stage import balance_predictors, box_predictors, class_counts
 from frozen_backbone_ext.train_hooks import MovingAverage
 from tests.dist.tiny_training import TinyRun, write_run
@@ -35,11 +37,24 @@ def test_schedules_of_the_release() -> None:
         in_iterations(72, 0, (), 0, 1)
     path = Path(__file__).parents[2] / "configs/frozen_backbone/NASFPN_R50_frozen.yaml"
     cfg = load_config(path, ["SOLVER.IMS_PER_BATCH", "16"])
-    cfg.freeze()
-    check_a_schedule_in_images(cfg, training=True)
+    as_written = cfg.clone()
+    finish_config(cfg, training=False)
+    assert cfg == as_written
+    finish_config(cfg, training=True)
     assert pytest.approx(0.04) == cfg.SOLVER.BASE_LR
     assert cfg.SOLVER.MAX_ITER == 532_224
-    assert cfg.is_frozen()
+    finished = cfg.clone()
+    finish_config(cfg, training=True)
+    cfg.freeze()
+    check_frozen_backbone(cfg, training=True)
+    assert cfg == finished
+    cfg.defrost()
+    cfg.SOLVER.ACCUMULATE = 4
+    finish_config(cfg, training=True)
+    assert cfg.SOLVER.MAX_ITER == 133_056
+    cfg.SOLVER.LR_REFERENCE_BATCH = 64
+    with pytest.raises(ConfigError, match="scales the rate as well"):
+        finish_config(cfg, training=True)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +100,25 @@ def test_what_timm_says_about_its_weights() -> None:
     assert statistics is not None
     assert statistics.mean == pytest.approx((123.675, 116.28, 103.53))
     assert timm_statistics("no_such_model") is None
+
+
+def test_pixels_are_taken_from_the_weights_description() -> None:
+    changes = {
+        "MODEL.BACKBONE.NAME": "build_timm_backbone",
+        "MODEL.TIMM.BASE_NAME": "tf_efficientnet_b7.ap_in1k",
+        "MODEL.BACKBONE_FREEZE.PIXELS": "auto",
+    }
+    cfg = frozen_config(changes)
+    with pytest.raises(ConfigError, match="127.5"):
+        check_pixels(cfg)
+    with pytest.raises(ConfigError, match="127.5"):
+        set_up_backbone(cfg, nn.ModuleDict({"backbone": nn.Conv2d(3, 3, 1)}))
+    finish_config(cfg, training=False)
+    assert cfg.MODEL.PIXEL_MEAN == cfg.MODEL.PIXEL_STD == [127.5, 127.5, 127.5]
+    assert cfg.INPUT.FORMAT == "RGB"
+    check_pixels(cfg)
+    with pytest.raises(ConfigError, match="only weights that timm describes"):
+        finish_config(frozen_config({"MODEL.BACKBONE_FREEZE.PIXELS": "auto"}), training=True)
 
 
 def _average_run(folder: Path) -> TinyRun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import open_clip
 import pytest
 import torch
 from detectron2.modeling.poolers import ROIPooler
@@ -9,7 +10,7 @@ from detectron2.structures import Boxes
 from open_clip.modified_resnet import ModifiedResNet
 
 from regionclip_ext.modeling.clip_resnet import ClipResNet
-from regionclip_ext.modeling.encoder_shapes import ClipResNetShape
+from regionclip_ext.modeling.encoder_shapes import SHAPES, ClipResNetShape
 from tests.golden_cases import golden_arrays
 from tests.regionclip_ext.golden_models import encoder_keys, stored_weights
 
@@ -67,6 +68,23 @@ def test_the_whole_tower_equals_open_clips() -> None:
         torch.testing.assert_close(ours.attnpool(maps["res5"]), oracle.eval()(image))
     assert {n: (s.channels, s.stride) for n, s in ours.output_shape().items()} == {
         n: (m.shape[1], TINY.resolution // m.shape[2]) for n, m in maps.items()
+    }
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_published_sizes_are_open_clips(name: str) -> None:
+    config = open_clip.get_model_config(name)
+    assert config is not None
+    vision, shape = config["vision_cfg"], SHAPES[name]
+    assert (shape.embed_dim, shape.text_width) == (config["embed_dim"], config["text_cfg"]["width"])
+    assert (shape.resolution, shape.width) == (vision["image_size"], vision["width"])
+    with torch.device("meta"):
+        ours = ClipResNet(shape).state_dict()
+        oracle = ModifiedResNet(
+            vision["layers"], config["embed_dim"], shape.heads, shape.resolution, shape.width
+        ).state_dict()
+    assert {name: tensor.shape for name, tensor in ours.items()} == {
+        name: tensor.shape for name, tensor in oracle.items() if "num_batches" not in name
     }
 
 

@@ -84,7 +84,7 @@ def test_what_clip_cannot_have_is_named_in_the_log(
     assert "backbone.*" not in line.replace("offline_backbone.*", "")
 
 
-@pytest.mark.parametrize("fault", ["no RPN", "incomplete", "other names", "other width"])
+@pytest.mark.parametrize("fault", ["no RPN", "incomplete", "other names", "other width", "ViT"])
 def test_coverage_stays_strict(fault: str, tmp_path: Path) -> None:
     rpn = None if fault == "no RPN" else str(_rpn(_detector(tmp_path), tmp_path / "rpn.pth"))
     model = _detector(tmp_path, MODEL__CLIP__BB_RPN_WEIGHTS=rpn)
@@ -96,6 +96,8 @@ def test_coverage_stays_strict(fault: str, tmp_path: Path) -> None:
         del content["visual.attnpool.q_proj.weight"]
     elif fault == "other names":
         content["adapter.weight"] = torch.ones(2)
+    elif fault == "ViT":
+        content["visual.transformer.resblocks.0.ln_1.weight"] = torch.ones(2)
     torch.save(content, tmp_path / "clip.pt")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     message = {
@@ -103,6 +105,7 @@ def test_coverage_stays_strict(fault: str, tmp_path: Path) -> None:
         "incomplete": r"1 missing: backbone\.attnpool\.q_proj\.weight",
         "other names": r"1 unexpected: adapter\.weight",
         "other width": "mis-shaped",
+        "ViT": "vision transformer, which is not supported",
     }[fault]
     with pytest.raises(WeightsError, match=message):
         load_model_weights(model, tmp_path / "clip.pt")

@@ -63,8 +63,10 @@ def test_golden_training_step(name: str, tmp_path: Path) -> None:
     (regions,) = model.propose(batch)
     _assert_close(regions.proposal_boxes.tensor, case.tensor("proposal_boxes"), 1e-2)
     _assert_close(regions.objectness_logits, case.tensor("objectness_logits"), 1e-4)
-    with EventStorage():
+    with EventStorage() as storage:
         losses = model(batch)
+    for key, value in case.meta.get("logs", {}).items():
+        assert storage.latest()[key][0] == pytest.approx(value), key
     for key in ("loss_cls", "loss_box_reg"):
         torch.testing.assert_close(losses[key], case.tensor(key), rtol=1e-3, atol=0)
     sum(losses.values()).backward()

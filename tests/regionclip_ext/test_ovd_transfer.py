@@ -1,9 +1,8 @@
-"""The transfer and zero-shot recipes of docs/regionclip.md, run on four small pictures."""
+"""Transfer and zero-shot detection on four small pictures; bad settings (recipes: test_recipes.py)."""
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,18 +18,15 @@ from regionclip_ext.config_checks import check_regionclip
 from tests.dist.tiny_training import CLASSES, write_dataset
 from tests.regionclip_ext.golden_models import CONFIGS
 from tests.regionclip_ext.tiny_detector import tiny_config, tiny_options
+from tests.regionclip_ext.tool_logging import logging_restored
 from tools import demo, train_net
 
 
 @pytest.fixture(autouse=True)
 def _own_logging() -> Iterator[None]:
     """The tools set logging up for a whole process, which is this one here."""
-    names = ("fvcore", "detectron2", "ext_common", *train_net.packages.PACKAGES)
-    before = {n: (logging.getLogger(n).level, list(logging.getLogger(n).handlers)) for n in names}
-    yield
-    for name, (level, handlers) in before.items():
-        logging.getLogger(name).setLevel(level)
-        logging.getLogger(name).handlers = handlers
+    with logging_restored():
+        yield
 
 
 def _start(config: str, *options: str) -> int:

@@ -7,52 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.config import CfgNode
-from detectron2.modeling import build_model
-from detectron2.utils.events import EventStorage
-from torch import Tensor
 
 from ext_common.config import get_config, validate_config
 from ext_common.errors import ConfigError, DatasetError
-from regionclip_ext.modeling.clip_tokens import tokenize
 from regionclip_ext.modeling.language_encoder import encode_tokens
 from regionclip_ext.modeling.pretrain.batch import PretrainBatch
 from regionclip_ext.modeling.pretrain.config_checks import check_rpn_pixels
 from regionclip_ext.modeling.pretrain.region_sources import sample_regions
 from regionclip_ext.modeling.regions.source import as_regions
 from tests.regionclip_ext.pretrain_cases import offline_yaml, random_config
+from tests.regionclip_ext.pretrain_runs import batch_of_two, build_pretraining, step_losses
 
 REGION_LOSSES = {"loss_region_distill", "loss_concept_contrastive"}
 
 
-def _batch(*, proposals: bool = False) -> list[dict[str, Any]]:
-    generator = torch.Generator().manual_seed(2)
-    sizes = [(48, 64), (64, 56)]
-    items: list[dict[str, Any]] = []
-    for number, (size, text) in enumerate(zip(sizes, ["a dog", "two red buses"], strict=True)):
-        image = torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8)
-        items.append({"image": image, "tokens": tokenize([text])[0], "image_id": f"key{number}"})
-        if proposals:
-            corner = torch.rand(8, 2, generator=generator) * 30
-            items[-1]["proposals"] = as_regions(torch.cat([corner, corner + 16], 1), size)
-    return items
-
-
-def _model(cfg: CfgNode) -> Any:
-    torch.manual_seed(1)
-    return build_model(cfg).train()
-
-
-def _losses(model: Any, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-    torch.manual_seed(4)
-    with EventStorage(0):
-        return model(batch)
-
-
 @pytest.mark.parametrize("kind", ["RANDOM", "GRID", "FILE"])
 def test_regions_of_every_kind_train_the_student_alone(tmp_path: Path, kind: str) -> None:
-    model = _model(random_config(tmp_path, [("CLIP.CROP_REGION_TYPE", kind)]))
-    losses = _losses(model, _batch(proposals=kind == "FILE"))
+    model = build_pretraining(random_config(tmp_path, [("CLIP.CROP_REGION_TYPE", kind)]))
+    losses = step_losses(model, batch_of_two(proposals=kind == "FILE"))
     assert set(losses) == {*REGION_LOSSES, "loss_img_txt_level"}
     # the contrast is 0 where all regions are of one concept
     assert all(torch.isfinite(loss) and loss >= 0 for loss in losses.values())
@@ -68,19 +40,21 @@ def test_regions_of_every_kind_train_the_student_alone(tmp_path: Path, kind: str
 
 def test_losses_that_are_not_wanted_are_not_computed(tmp_path: Path) -> None:
     cfg = random_config(tmp_path, [("CLIP.PRETRAIN_IMG_TXT_LEVEL", False)])
-    model = _model(cfg)
+    model = build_pretraining(cfg)
     assert model.lang_encoder is None
-    assert set(_losses(model, _batch())) == REGION_LOSSES
+    assert set(step_losses(model, batch_of_two())) == REGION_LOSSES
     options = [("CLIP.CONCEPT_POOL_EMB", None), ("CLIP.TEACHER_CONCEPT_POOL_EMB", None)]
-    model = _model(random_config(tmp_path, options))
+    model = build_pretraining(random_config(tmp_path, options))
     assert model.teacher_backbone is None
-    assert set(_losses(model, _batch())) == {"loss_img_txt_level"}
+    assert set(step_losses(model, batch_of_two())) == {"loss_img_txt_level"}
     with pytest.raises(ConfigError, match="nothing to train on"):
-        _model(random_config(tmp_path, [*options, ("CLIP.PRETRAIN_IMG_TXT_LEVEL", False)]))
+        build_pretraining(
+            random_config(tmp_path, [*options, ("CLIP.PRETRAIN_IMG_TXT_LEVEL", False)])
+        )
 
 
 def test_frozen_networks_stay_in_evaluation_mode(tmp_path: Path) -> None:
-    model = _model(random_config(tmp_path))
+    model = build_pretraining(random_config(tmp_path))
     for mode in (True, False, True):
         model.train(mode)
         assert model.backbone.training == mode
@@ -90,38 +64,44 @@ def test_frozen_networks_stay_in_evaluation_mode(tmp_path: Path) -> None:
 
 def test_frozen_networks_in_bfloat16_label_nearly_alike(tmp_path: Path) -> None:
     options = [("CLIP.CROP_REGION_TYPE", "FILE"), ("CLIP.PRETRAIN_SAMPLE_REGIONS", None)]
-    exact = _losses(_model(random_config(tmp_path, options)), _batch(proposals=True))
-    half = _model(random_config(tmp_path, [*options, ("CLIP.PRETRAIN_FROZEN_BF16", True)]))
-    for name, loss in _losses(half, _batch(proposals=True)).items():
+    exact = step_losses(
+        build_pretraining(random_config(tmp_path, options)), batch_of_two(proposals=True)
+    )
+    half = build_pretraining(
+        random_config(tmp_path, [*options, ("CLIP.PRETRAIN_FROZEN_BF16", True)])
+    )
+    for name, loss in step_losses(half, batch_of_two(proposals=True)).items():
         assert loss.item() == pytest.approx(exact[name].item(), rel=0.1), name
 
 
 def test_floats_from_0_to_1_are_the_same_as_bytes(tmp_path: Path) -> None:
-    model = _model(random_config(tmp_path, [("CLIP.CROP_REGION_TYPE", "FILE")]))
-    whole = _losses(model, _batch(proposals=True))
-    floats = [{**item, "image": item["image"] / 255} for item in _batch(proposals=True)]
-    for name, loss in _losses(model, floats).items():
+    model = build_pretraining(random_config(tmp_path, [("CLIP.CROP_REGION_TYPE", "FILE")]))
+    whole = step_losses(model, batch_of_two(proposals=True))
+    floats = [{**item, "image": item["image"] / 255} for item in batch_of_two(proposals=True)]
+    for name, loss in step_losses(model, floats).items():
         assert loss.item() == pytest.approx(whole[name].item(), rel=1e-4)
 
 
 def test_columns_of_padding_are_not_encoded_and_change_nothing(tmp_path: Path) -> None:
-    model = _model(random_config(tmp_path))
-    batch = PretrainBatch.of(_batch(), torch.device("cpu"))
+    model = build_pretraining(random_config(tmp_path))
+    batch = PretrainBatch.of(batch_of_two(), torch.device("cpu"))
     short = batch.tokens()
     assert short.shape == (2, 5)
     with torch.no_grad():
-        whole = encode_tokens(model.lang_encoder, torch.stack([i["tokens"] for i in _batch()]))
+        whole = encode_tokens(
+            model.lang_encoder, torch.stack([i["tokens"] for i in batch_of_two()])
+        )
         assert torch.allclose(encode_tokens(model.lang_encoder, short), whole, atol=1e-5)
 
 
 def test_samples_without_regions_or_captions_are_named(tmp_path: Path) -> None:
-    model = _model(random_config(tmp_path, [("CLIP.CROP_REGION_TYPE", "FILE")]))
+    model = build_pretraining(random_config(tmp_path, [("CLIP.CROP_REGION_TYPE", "FILE")]))
     with pytest.raises(DatasetError, match="image key0 comes without proposals"):
-        _losses(model, _batch())
-    batch = _batch(proposals=True)
+        step_losses(model, batch_of_two())
+    batch = batch_of_two(proposals=True)
     del batch[1]["tokens"]
     with pytest.raises(DatasetError, match="not one row of tokens each"):
-        _losses(model, batch)
+        step_losses(model, batch)
 
 
 def test_sampling_takes_a_random_part_without_repeats() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from detectron2.structures import Instances
 
+from ext_common.data.box_file import ImageBoxes
 from ext_common.errors import DatasetError, ImageError
 from regionclip_ext.data.pair_mapper import moved_regions
 from regionclip_ext.data.pairs import PairRecords
@@ -18,7 +19,7 @@ from regionclip_ext.data.resize import ShortSideResize
 from regionclip_ext.data.tsv_pairs import TsvPairs
 from regionclip_ext.modeling.regions.source import as_regions
 from regionclip_ext.proposals.compute import ProposalRun
-from regionclip_ext.proposals.store import ProposalStore, StoredRegions, part_path, write_part
+from regionclip_ext.proposals.store import ProposalStore, part_path, write_part
 from tests.regionclip_ext.pair_files import write_tsv
 
 
@@ -38,9 +39,9 @@ class _Corners:
         return found
 
 
-def _regions(count: int, size: tuple[int, int] = (20, 30)) -> StoredRegions:
-    boxes = np.arange(4 * count, dtype=np.float32).reshape(count, 4)
-    return StoredRegions(boxes, np.arange(count, dtype=np.float32), size)
+def _regions(key: str, count: int, size: tuple[int, int] = (20, 30)) -> ImageBoxes:
+    boxes = np.arange(4 * count, dtype=np.float32).reshape(count, 4) / 4
+    return ImageBoxes(key, size, boxes, np.arange(count, dtype=np.float32))
 
 
 def _run(records: PairRecords, folder: Path, source: Any = None, **options: Any) -> ProposalRun:
@@ -58,15 +59,15 @@ def _run(records: PairRecords, folder: Path, source: Any = None, **options: Any)
 
 
 def test_store_finds_every_image_again(tmp_path: Path) -> None:
-    write_part(tmp_path, 0, {"nms": 0.5}, {"a": _regions(2), "b": _regions(0, (5, 6))})
-    write_part(tmp_path, 1, {"nms": 0.5}, {"c": _regions(3)})
+    write_part(tmp_path, 0, {"nms": 0.5}, [_regions("a", 2), _regions("b", 0, (5, 6))])
+    write_part(tmp_path, 1, {"nms": 0.5}, [_regions("c", 3)])
     store = pickle.loads(pickle.dumps(ProposalStore(tmp_path)))
     assert len(store) == 3
     for key, count in (("a", 2), ("b", 0), ("c", 3)):
         found = store.find(key)
-        np.testing.assert_array_equal(found.boxes_R4, _regions(count).boxes_R4)
-        assert len(found.logits_R) == count
-    assert store.find("b", (5, 6)).size == (5, 6)
+        np.testing.assert_array_equal(found.boxes_K4, _regions(key, count).boxes_K4)
+        np.testing.assert_array_equal(found.scores_K, np.arange(count))
+    assert store.find("b", (5, 6)).size_hw == (5, 6)
     assert "d" not in store
     with pytest.raises(DatasetError, match="no proposals for image 'd'"):
         store.find("d")
@@ -77,13 +78,25 @@ def test_store_finds_every_image_again(tmp_path: Path) -> None:
 def test_store_refuses_nothing_mixed_and_damaged(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no precomputed proposals"):
         ProposalStore(tmp_path)
-    write_part(tmp_path, 0, {"nms": 0.5}, {"a": _regions(1)})
-    write_part(tmp_path, 1, {"nms": 0.7}, {"b": _regions(1)})
+    write_part(tmp_path, 0, {"nms": 0.5}, [_regions("a", 1)])
+    write_part(tmp_path, 1, {"nms": 0.7}, [_regions("b", 1)])
     with pytest.raises(DatasetError, match="other settings than the first"):
         ProposalStore(tmp_path)
     part_path(tmp_path, 1).write_bytes(b"short")
     with pytest.raises(DatasetError, match=r"part-00001\.regions: cannot be read"):
         ProposalStore(tmp_path)
+
+
+def test_a_key_of_two_parts_is_found_in_the_first_and_empty_parts_do_no_harm(
+    tmp_path: Path,
+) -> None:
+    write_part(tmp_path, 0, {}, [])
+    write_part(tmp_path, 1, {}, [_regions("a", 2), _regions("b", 1)])
+    write_part(tmp_path, 2, {}, [_regions("a", 5)])
+    store = ProposalStore(tmp_path)
+    assert len(store) == 3
+    assert len(store.find("a").boxes_K4) == 2
+    assert "c" not in store
 
 
 def test_run_makes_missing_parts_only_in_pixels_of_the_original(tmp_path: Path) -> None:
@@ -95,9 +108,9 @@ def test_run_makes_missing_parts_only_in_pixels_of_the_original(tmp_path: Path) 
     assert source.images == 7
     assert done[-1] == 7
     store = ProposalStore(folder)
-    assert [len(store.find(f"key{n}").logits_R) for n in range(7)] == [1, 2, 3, 4, 5, 6, 7]
+    assert [len(store.find(f"key{n}").boxes_K4) for n in range(7)] == [1, 2, 3, 4, 5, 6, 7]
     # pictures are 64 x 48 and were halved for the detector
-    np.testing.assert_allclose(store.find("key0", (48, 64)).boxes_R4, [[32, 24, 64, 48]])
+    np.testing.assert_allclose(store.find("key0", (48, 64)).boxes_K4, [[32, 24, 64, 48]])
     part_path(folder, 1).unlink()
     again = _Corners()
     assert _run(records, folder, again).run() == 3
@@ -124,7 +137,7 @@ def test_unreadable_images_end_the_run_or_are_left_out(tmp_path: Path) -> None:
 
 
 def test_boxes_move_with_the_resized_and_flipped_image() -> None:
-    stored = StoredRegions(np.array([[2, 4, 10, 8]], np.float32), np.zeros(1, np.float32), (20, 40))
+    stored = ImageBoxes("a", (20, 40), np.array([[2, 4, 10, 8]], np.uint16), np.zeros(1))
     moved = moved_regions(stored, (10, 80), flipped=False).proposal_boxes.tensor
     assert moved.tolist() == [[4, 2, 20, 4]]
     flipped = moved_regions(stored, (10, 80), flipped=True).proposal_boxes.tensor

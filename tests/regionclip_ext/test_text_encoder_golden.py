@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from regionclip_ext.concepts.templates import fill, imagenet_templates
-from regionclip_ext.modeling.clip_tokens import tokenize
+from regionclip_ext.modeling.clip_tokens import token_count, tokenize
 from regionclip_ext.modeling.language_encoder import build_language_encoder, encode_tokens
 from tests.golden_cases import golden_arrays
 from tests.regionclip_ext.golden_models import stored_weights
@@ -65,3 +65,15 @@ def test_half_precision_around_does_not_reach_the_text_encoder() -> None:
     plain = encode_tokens(tower, tokens)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(encode_tokens(tower, tokens), plain)
+
+
+@pytest.mark.parametrize(
+    "text", ["a cat", "word " * 5000, "a \U0001f431 on a r\u00e9sum\u00e9", ""],
+    ids=["short", "long", "emoji", "empty"],
+)  # fmt: skip
+def test_tokens_are_counted_before_they_are_cut(text: str) -> None:
+    count = token_count(text)
+    whole = tokenize([text], context=count)[0]
+    assert whole[-1] == 49407
+    assert (whole != 0).all()
+    assert tokenize([text], context=count - 1)[0][-1] != 49407

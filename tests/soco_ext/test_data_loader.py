@@ -13,12 +13,13 @@ from PIL import Image
 
 import soco_ext  # noqa: F401 - registers keys
 from ext_common.config import get_config
+from ext_common.data.box_file import ImageBoxes
 from ext_common.data.dataset_registry import register_from_config
 from ext_common.data.unlabelled_images import images_of_folder
 from ext_common.errors import ConfigError, DatasetError, ImageError
 from ext_common.registries import TRAIN_LOADER_REGISTRY
 from soco_ext.data import loader as view_loader
-from soco_ext.proposals.proposal_file import ImageProposals, write_proposals
+from soco_ext.proposals.proposal_file import write_proposals
 from tests.ext_common.annotation_files import content, write
 from tests.ext_common.tar_files import write_tar
 from tests.soco_ext.scenes import scene, write_scenes
@@ -32,7 +33,7 @@ def proposals(folder: Path, names: list[str], count: int = 6, size: tuple[int, i
     low = draw.integers(0, 30, (count, 2))
     boxes = np.concatenate([low, low + draw.integers(20, 29, (count, 2))], axis=1)
     path = folder / "boxes"
-    write_proposals(path, [ImageProposals(name, size, boxes) for name in names], {})
+    write_proposals(path, [ImageBoxes(name, size, boxes) for name in names], {})
     return path
 
 

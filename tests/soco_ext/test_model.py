@@ -210,9 +210,10 @@ def test_wrong_samples_and_evaluation_are_explained() -> None:
         make().eval()(samples(2, 0))
 
 
-def test_half_precision_compares_in_full_precision() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_half_precision_compares_in_full_precision(dtype: torch.dtype) -> None:
     model = make()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         losses = model(samples(2, 0))
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
     sum(losses.values()).backward()  # type: ignore[union-attr]

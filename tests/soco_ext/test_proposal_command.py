@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ext_common.data.box_file import BoxFile
 from ext_common.images import read_image
 from soco_ext.proposals.filtering import BoxFilter
 from soco_ext.proposals.finders import filtered_boxes
 from soco_ext.proposals.generation import journal_of
-from soco_ext.proposals.proposal_file import ProposalFile
+from soco_ext.proposals.proposal_file import open_proposals
 from soco_ext.proposals.selective_search import SearchSettings, selective_search
 from tests.ext_common.annotation_files import box, content, write
 from tests.ext_common.tar_files import write_tar
@@ -29,7 +30,7 @@ FAST = ("--scale", "50", "--min-size", "20")
 SIZE = (90, 120)
 
 
-def all_boxes(file: ProposalFile) -> dict[str, list[list[float]]]:
+def all_boxes(file: BoxFile) -> dict[str, list[list[float]]]:
     return {file.name(n): file.boxes(n).tolist() for n in range(len(file))}
 
 
@@ -40,7 +41,7 @@ def test_authors_search_over_a_tree(tmp_path: Path, capsys: pytest.CaptureFixtur
     words = ("soco-proposals", "--images", tmp_path / "tree", *FAST)
     assert run(*words, "--output", output, "--workers", "2") == 0
     assert "5 images" in capsys.readouterr().out
-    file = ProposalFile(output, check=True)
+    file = open_proposals(output, check=True)
     assert [file.name(n) for n in range(len(file))] == names
     assert file.settings["strategy"] == "ratio3size0308post"
     for place, name in enumerate(names):
@@ -60,7 +61,7 @@ def test_other_sources(tmp_path: Path, source: str) -> None:
     write_scenes(tmp_path / "tree", 2, size_hw=SIZE)
     words = ("soco-proposals", "--images", tmp_path / "tree", "--source", source)
     assert run(*words, "--output", tmp_path / "p", "--strategy", "none", "--workers", "1") == 0
-    file = ProposalFile(tmp_path / "p")
+    file = open_proposals(tmp_path / "p")
     assert file.settings["source"] == source
     for place in range(2):
         boxes = file.boxes(place)
@@ -132,7 +133,7 @@ def test_an_unfinished_run_of_other_options(
     assert "other options" in capsys.readouterr().err
     assert run(*words, "--seed", "1", "--bad-files", "skip", "--restart") == 0
     assert "1 images left out" in capsys.readouterr().out
-    assert len(ProposalFile(tmp_path / "p")) == 3
+    assert len(open_proposals(tmp_path / "p")) == 3
 
 
 def test_boxes_of_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,7 +147,7 @@ def test_boxes_of_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     write(tmp_path / "ann.json", value)
     words = (*words, "--boxes", tmp_path / "ann.json", "--output", tmp_path / "p")
     assert run(*words) == 0
-    assert all_boxes(ProposalFile(tmp_path / "p")) == {"1.png": [[3, 4, 42, 38.5]], "2.png": []}
+    assert all_boxes(open_proposals(tmp_path / "p")) == {"1.png": [[3, 4, 42, 38.5]], "2.png": []}
     Image.fromarray(scene(3)).save(tmp_path / "3.png")
     assert run(*words) == 1
     assert "does not have this image" in capsys.readouterr().err
@@ -163,8 +164,8 @@ def test_the_authors_json_and_back(tmp_path: Path) -> None:
     assert set(json.loads(published.read_text())) == {str(n) for n in range(4)}
     words = (*words, "--source", "authors-json", "--boxes", published)
     assert run(*words, "--output", second) == 0
-    assert all_boxes(ProposalFile(second)) == all_boxes(ProposalFile(first))
-    assert set(all_boxes(ProposalFile(second))) == set(names)
+    assert all_boxes(open_proposals(second)) == all_boxes(open_proposals(first))
+    assert set(all_boxes(open_proposals(second))) == set(names)
 
 
 def test_tar_archives(tmp_path: Path) -> None:
@@ -176,21 +177,45 @@ def test_tar_archives(tmp_path: Path) -> None:
     words = ("soco-proposals", "--workers", "1", *FAST)
     assert run(*words, "--tars", tars, "--output", tmp_path / "p") == 0
     assert run(*words, "--images", tmp_path / "tree", "--output", tmp_path / "q") == 0
-    packed, loose = (all_boxes(ProposalFile(tmp_path / name)) for name in ("p", "q"))
+    packed, loose = (all_boxes(open_proposals(tmp_path / name)) for name in ("p", "q"))
     assert packed == {name.replace("/", ".tar/"): boxes for name, boxes in loose.items()}
 
 
-def test_grey_cmyk_and_one_pixel_files(tmp_path: Path) -> None:
+def test_grey_cmyk_and_one_pixel_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.fromarray(scene(1, SIZE)).convert("L").save(tmp_path / "grey.jpg")
     Image.fromarray(scene(2, SIZE)).convert("CMYK").save(tmp_path / "cmyk.jpg")
     Image.fromarray(scene(3, (1, 1))).save(tmp_path / "one.png")
     words = ("soco-proposals", "--images", tmp_path, "--workers", "1", *FAST)
     for source in ("authors", "opencv-single", "random"):
         assert run(*words, "--source", source, "--output", tmp_path / source) == 0
-        file = ProposalFile(tmp_path / source)
+        file = open_proposals(tmp_path / source)
         assert [file.name(n) for n in range(3)] == ["cmyk.jpg", "grey.jpg", "one.png"]
         assert file.boxes(2).shape == (0, 4)
         assert file.size(2) == (1, 1)
+        assert f"{(file.counts() == 0).sum()} images have none" in capsys.readouterr().out
+    file = open_proposals(tmp_path / "authors")
+    for place, name in enumerate(("cmyk.jpg", "grey.jpg")):
+        pixels = np.asarray(Image.open(tmp_path / name).convert("RGB"))
+        rects = selective_search(pixels, SearchSettings(50, 0.9, 20)).rects_T4
+        wanted = filtered_boxes(rects, SIZE, BoxFilter.parse("ratio3size0308post"))
+        np.testing.assert_array_equal(file.boxes(place), wanted)
+        assert len(wanted) > 0
+
+
+def test_an_image_of_one_colour_has_no_proposals(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (120, 90), (90, 90, 90)).save(tmp_path / "flat.png")
+    Image.fromarray(scene(3, SIZE)).save(tmp_path / "scene.png")
+    words = ("soco-proposals", "--images", tmp_path, "--workers", "1", *FAST)
+    assert run(*words, "--output", tmp_path / "p", "--strategy", "ratio3size0308") == 0
+    assert "1 images have none" in capsys.readouterr().out
+    file = open_proposals(tmp_path / "p")
+    assert (file.counts() == 0).tolist() == [True, False]
+    assert file.size(0) == SIZE
+    # "post" falls back to the region of the whole picture
+    assert run(*words, "--output", tmp_path / "q") == 0
+    assert open_proposals(tmp_path / "q").boxes(0).tolist() == [[0, 0, 118, 88]]
 
 
 def test_wrong_folders_and_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

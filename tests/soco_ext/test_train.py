@@ -54,6 +54,9 @@ def test_resumed_run_with_accumulation_equals_the_uninterrupted_one(tmp_path: Pa
     assert "encoder.conv1.weight" in moved
     assert "projector_k.linear2.weight" in moved
     check_monitor(tmp_path / "a" / "metrics.json")
+    (events,) = (tmp_path / "a").glob("events.out.tfevents.*")  # of TensorBoard
+    for name in ("std", "alignment", "uniformity", "momentum"):
+        assert f"collapse/{name}".encode() in events.read_bytes()
 
 
 def check_monitor(path: Path) -> None:

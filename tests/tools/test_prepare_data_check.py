@@ -15,9 +15,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from ext_common.data.box_file import ImageBoxes
 from ext_common.data.dataset_registry import unregister
 from ext_common.tar_list import write_tar_list
-from soco_ext.proposals.proposal_file import ImageProposals, write_proposals
+from soco_ext.proposals.proposal_file import write_proposals
 from tests.ext_common.annotation_files import box, content, write, write_images
 from tests.ext_common.tar_files import jpeg, write_tar
 from tools import prepare_data
@@ -119,7 +120,7 @@ def test_the_binary_file_of_proposals(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def saved(boxes: dict[str, list[Any]]) -> None:
-        found = [ImageProposals(n, (20, 30), np.array(rows)) for n, rows in boxes.items()]
+        found = [ImageBoxes(n, (20, 30), np.array(rows)) for n, rows in boxes.items()]
         write_proposals(tmp_path / "p.bin", found, {})
 
     rows = [[0, 0, 29, 19], [3, 4, 12, 15]]

@@ -177,9 +177,9 @@ def _proposals(path: str) -> Iterator[Entry]:
     except (OSError, ArrayFileError):  # what is wrong with a JSON file is told when it is read
         yield from read_proposals(path)
         return
-    from soco_ext.proposals.proposal_file import ProposalFile
+    from soco_ext.proposals.proposal_file import open_proposals
 
-    for image in ProposalFile(path, check=True).items():
+    for image in open_proposals(path, check=True).items():
         yield image.name, image.boxes_K4
 
 

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from ext_common.config import get_config
 from ext_common.data.json_files import read_categories
 from ext_common.text_encoder import build_text_encoder
 from regionclip_ext.concepts.concept_list import names_of, read_concepts
@@ -24,6 +22,7 @@ from regionclip_ext.concepts.embedding_files import write_embeddings
 from regionclip_ext.concepts.templates import imagenet_templates, lvis_name
 
 from .files import progress_bar, say_written
+from .options import add_text_encoder, text_encoder_node
 
 DEFAULT_CACHE = Path("~/.cache/regionclip_ext/text")
 
@@ -44,23 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='such as "a photo of a {}."; repeat for several; default: the published 81',
     )
     parser.add_argument("--mean", choices=MEANS, default="raw", help="default: raw, as published")
-    parser.add_argument(
-        "--model", default="RN50-quickgelu", metavar="NAME", help="open_clip's name"
-    )
-    parser.add_argument("--weights", metavar="FILE", help="default: MODEL.TEXT_ENCODER.WEIGHTS")
-    parser.add_argument("--dim", type=int, metavar="D", help="width of model 'hash'")
-    parser.add_argument("--allow-download", action="store_true", help="fetch missing weights")
-    parser.add_argument(
-        "--cache", default=str(DEFAULT_CACHE), metavar="DIR", help=f"default: {DEFAULT_CACHE}"
-    )
-    parser.add_argument("--device", default="cpu", help="default: cpu")
+    add_text_encoder(parser, model="RN50-quickgelu", cache=str(DEFAULT_CACHE))
 
 
 def run(args: argparse.Namespace) -> int:
     """Do it."""
     names = _names(args)
     templates = args.template or imagenet_templates()
-    encoder = build_text_encoder(_encoder_options(args), args.device)
+    encoder = build_text_encoder(text_encoder_node(args), args.device)
     with progress_bar("embedding", "name") as progress:
         emb_CD = embed_concepts(
             names,
@@ -83,13 +73,3 @@ def _names(args: argparse.Namespace) -> list[str]:
         return [name.strip() for name in args.names.split(",") if name.strip()]
     categories = sorted(read_categories(args.ann), key=lambda category: category["id"])
     return [lvis_name(category["name"]) for category in categories]
-
-
-def _encoder_options(args: argparse.Namespace) -> Any:
-    """The ``MODEL.TEXT_ENCODER`` block with what the command line says."""
-    node = get_config().MODEL.TEXT_ENCODER
-    node.NAME = args.model
-    node.WEIGHTS = args.weights or node.WEIGHTS
-    node.DIM = args.dim or node.DIM
-    node.ALLOW_DOWNLOAD = args.allow_download
-    return node

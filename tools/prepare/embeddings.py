@@ -25,7 +25,6 @@ from detic_ext.data.preparation.class_embeddings import (
 )
 from detic_ext.data.preparation.synset_table import read_synsets
 from ext_common.atomic_file import write_bytes
-from ext_common.config import get_config
 from ext_common.data.annotation_checks import contiguous_ids
 from ext_common.data.json_files import read_categories
 from ext_common.errors import ConfigError
@@ -33,6 +32,7 @@ from ext_common.text_encoder import build_text_encoder
 from ext_common.vocabulary import Vocabulary
 
 from .files import say_written
+from .options import add_text_encoder, text_encoder_node
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,12 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --avg-synonyms: WordNet's words as synonyms (docs/prepare_data.md)",
     )
     parser.add_argument("--float16", action="store_true", help=".npy only; as the published files")
-    parser.add_argument("--model", metavar="NAME", help="default: MODEL.TEXT_ENCODER.NAME")
-    parser.add_argument("--weights", metavar="FILE", help="default: MODEL.TEXT_ENCODER.WEIGHTS")
-    parser.add_argument("--dim", type=int, metavar="D", help="width of model 'hash'")
-    parser.add_argument("--allow-download", action="store_true", help="fetch missing weights")
-    parser.add_argument("--cache", metavar="DIR", help="default: MODEL.TEXT_ENCODER.CACHE_DIR")
-    parser.add_argument("--device", default="cpu", help="default: cpu")
+    add_text_encoder(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         avg_synonyms=args.avg_synonyms,
     )
     categories, where = _categories(args)
-    node = _encoder_options(args)
+    node = text_encoder_node(args)
     encoder = build_text_encoder(node, args.device)
     vocabulary = embed_categories(categories, options, encoder, node.CACHE_DIR, where=where)
     args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -102,22 +97,6 @@ def _categories(args: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
     if args.use_wn_name:
         categories = with_wordnet_synonyms(categories, read_synsets(args.use_wn_name))
     return categories, where
-
-
-def _encoder_options(args: argparse.Namespace) -> Any:
-    """The ``MODEL.TEXT_ENCODER`` block with what the command line says."""
-    node = get_config().MODEL.TEXT_ENCODER
-    given = {
-        "NAME": args.model,
-        "WEIGHTS": args.weights,
-        "DIM": args.dim,
-        "ALLOW_DOWNLOAD": args.allow_download or None,
-        "CACHE_DIR": args.cache,
-    }
-    for key, value in given.items():
-        if value is not None:
-            node[key] = value
-    return node
 
 
 def _write(path: Path, vocabulary: Vocabulary, *, half: bool) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ext_common.config import get_config
 from ext_common.data.json_files import read_categories
 
 
@@ -52,3 +53,47 @@ def add_bad_files(parser: ArgumentParser) -> None:
         default="error",
         help="files that are no images; default: error",
     )
+
+
+def add_text_encoder(
+    parser: ArgumentParser, *, model: str | None = None, cache: str | None = None
+) -> None:
+    """``--model``, ``--weights``, ``--dim``, ``--allow-download``, ``--cache``, ``--device``.
+
+    Args:
+        parser: gets them.
+        model: default instead of the configuration's.
+        cache: the same for the folder of computed features.
+    """
+    parser.add_argument(
+        "--model",
+        default=model,
+        metavar="NAME",
+        help=f"an open_clip model, or hash; default: {model or 'MODEL.TEXT_ENCODER.NAME'}",
+    )
+    parser.add_argument("--weights", metavar="FILE", help="default: MODEL.TEXT_ENCODER.WEIGHTS")
+    parser.add_argument("--dim", type=int, metavar="D", help="width of model 'hash'")
+    parser.add_argument("--allow-download", action="store_true", help="fetch missing weights")
+    parser.add_argument(
+        "--cache",
+        default=cache,
+        metavar="DIR",
+        help=f"default: {cache or 'MODEL.TEXT_ENCODER.CACHE_DIR'}",
+    )
+    parser.add_argument("--device", default="cpu", help="default: cpu")
+
+
+def text_encoder_node(args: Namespace) -> Any:
+    """The ``MODEL.TEXT_ENCODER`` block with what :func:`add_text_encoder` was given."""
+    node = get_config().MODEL.TEXT_ENCODER
+    given = {
+        "NAME": args.model,
+        "WEIGHTS": args.weights,
+        "DIM": args.dim,
+        "ALLOW_DOWNLOAD": args.allow_download or None,
+        "CACHE_DIR": args.cache,
+    }
+    for key, value in given.items():
+        if value is not None:
+            node[key] = value
+    return node

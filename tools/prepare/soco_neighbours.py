@@ -27,7 +27,7 @@ from ext_common.modeling.build import build_model
 from ext_common.packages import register_all
 from soco_ext.data.view_options import ViewOptions
 from soco_ext.evaluation.neighbours import embed_pictures, nearest_of_others
-from soco_ext.proposals.proposal_file import ProposalFile
+from soco_ext.proposals.proposal_file import open_proposals
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     model = build_model(cfg)
     load_model_weights(model, args.weights)
-    proposals = ProposalFile(args.proposals)
+    proposals = open_proposals(args.proposals)
     generator = np.random.default_rng(args.seed)
     places = [int(p) for p in generator.permutation(len(proposals)) if len(proposals.boxes(int(p)))]
     places = places[: args.most]

@@ -36,7 +36,7 @@ from soco_ext.proposals.finders import (
 )
 from soco_ext.proposals.generation import Request, Shard, find_proposals, journal_of
 from soco_ext.proposals.opencv_search import MODES, opencv_module
-from soco_ext.proposals.proposal_file import ProposalFile, merge_files
+from soco_ext.proposals.proposal_file import merge_files, open_proposals
 from soco_ext.proposals.published_json import write_published
 from soco_ext.proposals.selective_search import SearchSettings
 
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         _say(args.output, merge_files(args.merge, args.output))
         return 0
     if args.export_json:
-        listed = write_published(ProposalFile(args.export_json), args.output)
+        listed = write_published(open_proposals(args.export_json), args.output)
         print(f"wrote {printable(args.output)} and {printable(listed)}")
         return 0
     finder, settings = _finder(args)
@@ -101,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         tars,
         Shard.parse(args.shard),
         workers=_workers(args),
+        find_here=_on_gpu(finder),
         skip_bad=args.bad_files == "skip",
         settings=settings,
     )
@@ -172,7 +173,13 @@ def _strategy(args: argparse.Namespace) -> BoxFilter:
 
 
 def _workers(args: argparse.Namespace) -> int:
-    """The detector of an rpn is in this process."""
-    if args.source == "rpn" or args.workers == 1:
+    """One worker is this process."""
+    if args.workers == 1:
         return 0
     return args.workers if args.workers is not None else len(os.sched_getaffinity(0))
+
+
+def _on_gpu(finder: Finder) -> bool:
+    """Only a detector can be; its workers read ahead then."""
+    model = getattr(finder, "model", None)
+    return model is not None and model.device.type != "cpu"

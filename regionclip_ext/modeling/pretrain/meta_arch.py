@@ -6,18 +6,17 @@ embedding of the student, T of the teacher, L tokens of a caption.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_roi_heads
 from detectron2.structures import Boxes
-from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ext_common.errors import ConfigError
-from ext_common.hooks import LOG_PERIOD
+from regionclip_ext.checkpoint import clip_weights
 from regionclip_ext.concepts.matching import ConceptMatch, match_concepts
 from regionclip_ext.losses.concept_contrast import concept_contrast_loss
 from regionclip_ext.losses.image_text import image_text_loss
@@ -37,6 +36,8 @@ from regionclip_ext.modeling.pretrain.region_head import (
     whole_images,
 )
 from regionclip_ext.modeling.pretrain.region_sources import build_region_source, sample_regions
+from regionclip_ext.modeling.pretrain.shared_stages import FirstMaps, SharedStages, run_encoder
+from regionclip_ext.modeling.pretrain.statistics import PretrainStatistics
 from regionclip_ext.modeling.regions.offline import OfflineRPN
 from regionclip_ext.modeling.regions.source import RegionSource
 
@@ -99,9 +100,12 @@ class PretrainFastRCNN(nn.Module):
         self.options = options
         self.pixels = pixels
         self.regions = regions
+        self._shared_stages = SharedStages()
+        self._statistics = PretrainStatistics()
         self.lang_encoder = lang_encoder
         self.teacher_backbone = teacher
-        self.offline_fixed = False  # regionclip_ext.checkpoint says when BB_RPN_WEIGHTS are loaded
+        # regionclip_ext.checkpoint says when these have weights of files of their own
+        self.offline_fixed = self.teacher_fixed = False
         if isinstance(regions, OfflineRPN):
             self.offline_backbone = regions.backbone
             self.offline_proposal_generator = regions.proposal_generator
@@ -138,12 +142,22 @@ class PretrainFastRCNN(nn.Module):
     def optional_weights(self) -> tuple[str, ...]:
         """Patterns of weights that a file may lack or have besides.
 
-        Parts that are not built here, and the offline branch where it has weights of its own.
+        Parts that are not built here, and teacher and offline branch where they have weights of
+        their own.
         """
-        built = {name for name, _ in self.named_children()}
-        if self.offline_fixed:
-            built -= {"offline_backbone", "offline_proposal_generator"}
+        built = {name for name, _ in self.named_children()} - set(self._fixed)
         return tuple(f"{name}.*" for name in (*_FROZEN, "roi_heads") if name not in built)
+
+    def translate_weights(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """OpenAI's and open_clip's files under this model's names (``checkpoint.TranslatesWeights``).
+
+        Such a file fills student, teacher and text encoder. What has weights of its own file
+        (``TEACHER_ENCODER_WEIGHTS``, ``BB_RPN_WEIGHTS``) keeps them, whatever the file has.
+        """
+        own = self.state_dict(keep_vars=True)
+        wanted = {n: t for n, t in own.items() if not n.startswith(self._fixed)}
+        known = clip_weights(tensors, wanted)
+        return {n: t for n, t in known.items() if not n.startswith(self._fixed)}
 
     def train(self, mode: bool = True) -> PretrainFastRCNN:
         """Switch the student; frozen networks stay in evaluation mode (pitfall 20)."""
@@ -169,9 +183,10 @@ class PretrainFastRCNN(nn.Module):
             batch.images, batch.sizes, self.pixels, channels="RGB", largest=batch.largest
         )
         boxes = self._regions(batch)
-        match = self._match(images.tensor, boxes)
+        first = self._first_maps(images.tensor)
+        match = self._match(images.tensor, boxes, first)
         texts_ND = self._texts(batch)
-        regions_RD, whole_ND = self._student(images.tensor, boxes)
+        regions_RD, whole_ND = self._student(images.tensor, boxes, first)
         losses: dict[str, Tensor] = {}
         if match is not None:
             logits_RC = cosine_logits(regions_RD, self.concepts_CD, self.options.temperature)
@@ -181,11 +196,11 @@ class PretrainFastRCNN(nn.Module):
             losses["loss_concept_contrastive"] = concept_contrast_loss(
                 logits_RC, match.labels_R, match.kept_R
             )
-            _log(match)
         if texts_ND is not None:
             losses["loss_img_txt_level"] = image_text_loss(
                 whole_ND, texts_ND, self.options.temperature, gather=self.options.gather
             )
+        self._statistics(batch, match)
         return losses
 
     def _regions(self, batch: PretrainBatch) -> list[Boxes]:
@@ -203,12 +218,20 @@ class PretrainFastRCNN(nn.Module):
         sampled = sample_regions(proposals, self.options.sampled_regions)
         return [copied_boxes(boxes) for boxes in sampled]
 
-    def _match(self, images_BCHW: Tensor, boxes: Sequence[Boxes]) -> ConceptMatch | None:
+    def _first_maps(self, images_BCHW: Tensor) -> FirstMaps | None:
+        """What student and teacher have in common; None = nothing, or nobody wants to know."""
+        if self.teacher_backbone is None or not self.options.share_frozen:
+            return None
+        return self._shared_stages(self.backbone, self.teacher_backbone, images_BCHW)
+
+    def _match(
+        self, images_BCHW: Tensor, boxes: Sequence[Boxes], first: FirstMaps | None
+    ) -> ConceptMatch | None:
         """What the teacher sees in the regions (specification 3.2)."""
         if self.teacher_backbone is None:
             return None
         with frozen_pass(self.device, bfloat16=self.options.frozen_bf16):
-            res4_BCHW = self.teacher_backbone(images_BCHW)["res4"]
+            res4_BCHW = run_encoder(self.teacher_backbone, images_BCHW, first)
             regions_RT = self.roi_heads(self.teacher_backbone, res4_BCHW, boxes, teacher=True)
             match = match_concepts(regions_RT, self.teacher_concepts_CT, self.options.threshold)
         return ConceptMatch(
@@ -216,6 +239,7 @@ class PretrainFastRCNN(nn.Module):
             labels_R=copied(match.labels_R),
             kept_R=copied(match.kept_R),
             confident_R=copied(match.confident_R),
+            confidence_R=copied(match.confidence_R),
         )
 
     def _texts(self, batch: PretrainBatch) -> Tensor | None:
@@ -225,9 +249,11 @@ class PretrainFastRCNN(nn.Module):
         with frozen_pass(self.device, bfloat16=False):
             return copied(encode_tokens(self.lang_encoder, batch.tokens().to(self.device)))
 
-    def _student(self, images_BCHW: Tensor, boxes: Sequence[Boxes]) -> tuple[Tensor, Tensor]:
+    def _student(
+        self, images_BCHW: Tensor, boxes: Sequence[Boxes], first: FirstMaps | None
+    ) -> tuple[Tensor, Tensor]:
         """Region embeddings [R, D] and those of the whole images [N, D], with gradients."""
-        res4_BCHW = self.backbone(images_BCHW)["res4"]
+        res4_BCHW = run_encoder(self.backbone, images_BCHW, first)
         canvas = (images_BCHW.shape[-2], images_BCHW.shape[-1])
         whole = whole_images(canvas, len(boxes), self.device)
         if not self.options.image_text:
@@ -240,14 +266,12 @@ class PretrainFastRCNN(nn.Module):
         both, counts = joined(boxes, whole)
         return separated(self.roi_heads(self.backbone, res4_BCHW, both), counts)
 
+    @property
+    def _fixed(self) -> tuple[str, ...]:
+        """Parts that a checkpoint does not touch."""
+        teacher = ("teacher_backbone",) if self.teacher_fixed else ()
+        return (*teacher, *(_FROZEN[2:] if self.offline_fixed else ()))
+
     def _frozen(self) -> list[nn.Module]:
         found = [getattr(self, name, None) for name in _FROZEN]
         return [module for module in found if module is not None]
-
-
-def _log(match: ConceptMatch) -> None:
-    """How many regions are confident: a number that shows an unsuitable pool or threshold."""
-    storage = get_event_storage()
-    if storage.iter % LOG_PERIOD == 0:  # reading it waits for the device
-        share = match.confident_R.float().sum() / max(len(match.confident_R), 1)
-        storage.put_scalar("pretrain/confident_regions", float(share))

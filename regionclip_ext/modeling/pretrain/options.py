@@ -21,7 +21,9 @@ class PretrainOptions:
         image_text: compare whole images with captions (``PRETRAIN_IMG_TXT_LEVEL``).
         gather: do so over all processes (``GATHER_GPUS``).
         joint_pass: regions and whole images go through the last stage together; the same losses.
-        frozen_bf16: teacher and RPN run in bfloat16; the text encoder never does.
+        frozen_bf16: teacher and RPN run in bfloat16; the text encoder never does, nor do stages
+            that are shared.
+        share_frozen: frozen stages that are equal in student and teacher run once; the same losses.
 
     Raises:
         ConfigError: a temperature or a number of regions that is not positive.
@@ -34,6 +36,7 @@ class PretrainOptions:
     gather: bool = False
     joint_pass: bool = True
     frozen_bf16: bool = False
+    share_frozen: bool = True
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -59,4 +62,5 @@ class PretrainOptions:
             gather=clip.GATHER_GPUS,
             joint_pass=clip.PRETRAIN_JOINT_PASS,
             frozen_bf16=clip.PRETRAIN_FROZEN_BF16,
+            share_frozen=clip.PRETRAIN_SHARE_FROZEN,
         )

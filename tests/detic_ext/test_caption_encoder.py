@@ -1,4 +1,4 @@
-"""The text tower of captions: numbers of the authors' code, parameter names, tokens."""
+"""The text encoder of captions: numbers of the authors' code, parameter names, tokens, weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from detic_ext.modeling.caption_encoder import (
     ClipCaptionEncoder,
@@ -15,19 +14,19 @@ from detic_ext.modeling.caption_encoder import (
     load_text_tower,
     text_tower_shape,
 )
-from detic_ext.modeling.text_transformer import TextTransformer, TextTransformerShape
 from ext_common.clip_weights import model_config
 from ext_common.errors import ConfigError, WeightsError
+from ext_common.modeling.text_tower import TextTowerShape
 from tests.golden_cases import golden_arrays, golden_root
 
-SMALL = TextTransformerShape(embed_dim=6, width=8, heads=2, layers=2, context=10)
+SMALL = TextTowerShape(embed_dim=6, width=8, heads=2, layers=2, context=10)
 
 
 def golden_encoder() -> tuple[ClipCaptionEncoder, dict[str, np.ndarray]]:
     arrays = golden_arrays("detic", "text_encoder.npz")
     sizes = json.loads(str(arrays["cfg"]))
     sizes["vocabulary"] = sizes.pop("vocab")
-    encoder = ClipCaptionEncoder(TextTransformerShape(**sizes))
+    encoder = ClipCaptionEncoder(TextTowerShape(**sizes))
     state = {
         key.removeprefix("sd/"): torch.from_numpy(value)
         for key, value in arrays.items()
@@ -115,34 +114,6 @@ def test_features_do_not_depend_on_the_other_texts_or_on_autocast() -> None:
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
 
 
-def attention_by_loops(tower: TextTransformer, tokens: list[int]) -> Tensor:
-    """The features of one text, token by token and head by head."""
-    shape = tower.shape
-    x = tower.token_embedding.weight[tokens] + tower.positional_embedding[: len(tokens)]
-    size = shape.width // shape.heads
-    for block in tower.transformer["resblocks"]:
-        normed = block.ln_1(x)
-        q, k, v = (normed @ block.attn.in_proj_weight.T + block.attn.in_proj_bias).chunk(3, dim=1)
-        seen = torch.zeros_like(x)
-        for head in range(shape.heads):
-            part = slice(head * size, (head + 1) * size)
-            for row in range(len(tokens)):
-                weights = (k[: row + 1, part] @ q[row, part] / size**0.5).softmax(dim=0)
-                seen[row, part] = weights @ v[: row + 1, part]
-        x = x + block.attn.out_proj(seen)
-        hidden = block.mlp["c_fc"](block.ln_2(x))
-        x = x + block.mlp["c_proj"](hidden * torch.sigmoid(1.702 * hidden))
-    return tower.ln_final(x)[tokens.index(max(tokens))] @ tower.text_projection
-
-
-def test_the_tower_equals_its_definition() -> None:
-    encoder = small_encoder()
-    with torch.no_grad():
-        for text in ("ab", "cba", "hgfedcba"):
-            wanted = attention_by_loops(encoder, [100, *Letters().encode(text), 101])
-            torch.testing.assert_close(encoder.encode([text])[0], wanted, rtol=1e-4, atol=1e-5)
-
-
 def test_a_tower_without_weights_is_refused_at_its_first_caption() -> None:
     with pytest.raises(WeightsError, match=r"MODEL\.TEXT_ENCODER\.WEIGHTS"):
         ClipCaptionEncoder(SMALL, tokenizer=Letters()).encode(["a"])
@@ -150,7 +121,7 @@ def test_a_tower_without_weights_is_refused_at_its_first_caption() -> None:
 
 def test_weights_of_another_tower_are_refused() -> None:
     state = small_encoder().state_dict()
-    other = ClipCaptionEncoder(TextTransformerShape(embed_dim=5, width=8, heads=2, layers=2))
+    other = ClipCaptionEncoder(TextTowerShape(embed_dim=5, width=8, heads=2, layers=2))
     with pytest.raises(WeightsError, match="positional_embedding"):
         load_text_tower(other, state, "file.pt")
     del state["ln_final.bias"]
