@@ -51,8 +51,13 @@ def build_pair_loader(cfg: CfgNode) -> TrainLoader:
         groups_N=groups_N,
         policy=BadSamplePolicy.from_config(cfg),
     )
-    workers = cfg.DATALOADER.NUM_WORKERS
-    return TrainLoader(fetcher, plan, rank=comm.get_rank(), num_workers=workers)
+    return TrainLoader(
+        fetcher,
+        plan,
+        rank=comm.get_rank(),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        timeout=cfg.DATALOADER.TIMEOUT_SECONDS,
+    )
 
 
 def stored_proposals(cfg: CfgNode) -> ProposalStore | None:

@@ -156,6 +156,13 @@ def test_loader_goes_on_with_the_batches_of_an_uninterrupted_run(tmp_path: Path)
     assert batches(build_train_loader(cfg), 3) == whole[:3]
 
 
+def test_the_loader_has_the_time_limit_of_the_configuration(tmp_path: Path) -> None:
+    write_tsv(tmp_path / "tsv", 3)
+    cfg = _config("CLIPImgTxtPairTSVDataset", str(tmp_path / "tsv"))
+    cfg.DATALOADER.TIMEOUT_SECONDS = 12.0
+    assert build_train_loader(cfg).timeout == 12.0
+
+
 def test_several_sources_are_numbered_through(tmp_path: Path) -> None:
     write_tsv(tmp_path / "tsv", 2)
     write_tar(tmp_path / "a.tar")
