@@ -81,11 +81,12 @@ def plot_bars(
         places = [place + (index - (len(rows) - 1) / 2) * width for place in range(len(columns))]
         means = [statistics.fmean(run[column] for run in runs) for column in columns]
         colour = shades(0.15 + 0.7 * index / max(1, len(rows) - 1))
-        bars = axes.bar(places, means, width * 0.92, color=colour, label=title)
-        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
-        for place, column in zip(places, columns, strict=True):
+        axes.bar(places, means, width * 0.92, color=colour, label=title)
+        for place, column, mean in zip(places, columns, means, strict=True):
             seeds = [run[column] for run in runs]
             axes.plot([place] * len(seeds), seeds, "o", color="black", markersize=2.5)
+            above = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center"}
+            axes.annotate(f"{mean:.1f}", (place, max(mean, *seeds)), fontsize=8, **above)
     axes.set_xticks(range(len(columns)), list(columns))
     axes.set_ylabel(label)
     axes.margins(y=0.15)
