@@ -84,7 +84,9 @@ def test_deltas_are_detectron2s(seed: int) -> None:
     torch.testing.assert_close(decode_deltas(encoded, boxes, WEIGHTS), targets)
     far = deltas.detach() * 30  # beyond the limit of growth
     expected = transform.apply_deltas(far.float(), boxes.float())
-    torch.testing.assert_close(decode_deltas(far.float(), boxes.float(), WEIGHTS), expected)
+    # detectron2 decodes in float32: a corner near zero is a difference of numbers in the hundreds
+    found = decode_deltas(far.float(), boxes.float(), WEIGHTS)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-3)
 
 
 @given(st.integers(0, 999))
