@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.case import Results
+from ext_common.modeling.text_tower import TextTower, TextTowerShape
 from regionclip_ext.modeling.attention_pool import AttentionPool
 from regionclip_ext.modeling.clip_resnet import ClipResNet
 from regionclip_ext.modeling.clip_tokens import tokenize
 from regionclip_ext.modeling.encoder_shapes import SHAPES, ClipResNetShape
-from regionclip_ext.modeling.language_encoder import build_language_encoder, encode_tokens
 from regionclip_ext.modeling.pixels import PixelFormat, normalize_images
 from regionclip_ext.modeling.pretrain.concept_pools import ConceptPools
 from regionclip_ext.modeling.pretrain.meta_arch import PretrainFastRCNN
@@ -95,11 +95,13 @@ class PretrainingStep:
         teacher = ClipResNet(encoder)
         teacher.load_state_dict(student.state_dict())
         _train_a_little(student)
-        text = build_language_encoder(
-            embed_dim=encoder.embed_dim,
-            width=encoder.text_width,
-            heads=max(encoder.text_width // 64, 1),
-            layers=sizes.text_layers,
+        text = TextTower(
+            TextTowerShape(
+                embed_dim=encoder.embed_dim,
+                width=encoder.text_width,
+                heads=max(encoder.text_width // 64, 1),
+                layers=sizes.text_layers,
+            )
         )
         pool_CD = torch.randn(sizes.concepts, encoder.embed_dim)
         rpn = _offline_rpn(sizes)
@@ -198,7 +200,8 @@ class PretrainingStep:
         """Caption embeddings [N, D], with their padding."""
         with torch.no_grad():
             tokens_NL = self.tokens_NL.to(self.images[0].device)
-            return encode_tokens(self.model.lang_encoder, tokens_NL)
+            features_ND: Tensor = self.model.lang_encoder(tokens_NL)
+            return features_ND
 
     def plain_student(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Unit embeddings of the regions [R, D], and in a second pass of whole images [N, D]."""

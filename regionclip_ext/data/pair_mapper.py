@@ -19,7 +19,7 @@ from ext_common.data.box_file import ImageBoxes
 from ext_common.images import DEFAULT_MAX_PIXELS, read_image
 from regionclip_ext.data.pairs import PairRecords
 from regionclip_ext.data.resize import ShortSideResize
-from regionclip_ext.modeling.clip_tokens import token_count, tokenize
+from regionclip_ext.modeling.clip_tokens import tokenize_counted
 from regionclip_ext.modeling.regions.source import as_regions
 from regionclip_ext.proposals.store import ProposalStore
 
@@ -72,11 +72,12 @@ class PairMapper:
         if flipped:
             image_HWC = image_HWC[:, ::-1]
         caption = pair.captions.draw(self.templates)
+        tokens_L, count = tokenize_counted(caption, context=self.context, keep_end=self.keep_end)
         sample = {
             "image": torch.from_numpy(np.ascontiguousarray(image_HWC.transpose(2, 0, 1))),
-            "tokens": tokenize([caption], context=self.context, keep_end=self.keep_end)[0],
+            "tokens": tokens_L,
             "caption": caption,
-            "caption_length": token_count(caption),
+            "caption_length": count,
             "image_id": pair.key,
             "height": height,
             "width": width,

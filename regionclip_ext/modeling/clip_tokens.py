@@ -25,20 +25,31 @@ def tokenize(texts: Sequence[str], *, context: int = CONTEXT, keep_end: bool = F
             own code has it. The published models were trained without: the text is cut, and the
             feature is read at the largest token left (spec 1.4, pitfall 11.12).
     """
+    rows = [tokenize_counted(text, context=context, keep_end=keep_end)[0] for text in texts]
+    return torch.stack(rows) if rows else torch.zeros(0, context, dtype=torch.int64)
+
+
+def tokenize_counted(
+    text: str, *, context: int = CONTEXT, keep_end: bool = False
+) -> tuple[Tensor, int]:
+    """One text as a row of :func:`tokenize`, and how many tokens it had before it was cut.
+
+    Args:
+        text: any.
+        context: L.
+        keep_end: see :func:`tokenize`.
+
+    Returns:
+        ``[L]``, int64, and the count with start and end.
+    """
     tokenizer = _tokenizer()
-    tokens_NL = torch.zeros(len(texts), context, dtype=torch.int64)
-    for row, text in enumerate(texts):
-        numbers = [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
-        if keep_end and len(numbers) > context:
-            numbers[context - 1] = tokenizer.eot_token_id
-        numbers = numbers[:context]
-        tokens_NL[row, : len(numbers)] = torch.tensor(numbers)
-    return tokens_NL
-
-
-def token_count(text: str) -> int:
-    """Tokens of a text before it is cut, with its start and end."""
-    return len(_tokenizer().encode(text)) + 2
+    numbers = [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
+    count = len(numbers)
+    if keep_end and count > context:
+        numbers[context - 1] = tokenizer.eot_token_id
+    tokens_L = torch.zeros(context, dtype=torch.int64)
+    tokens_L[:count] = torch.tensor(numbers[:context])
+    return tokens_L, count
 
 
 @cache

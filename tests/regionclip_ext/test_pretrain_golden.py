@@ -16,7 +16,6 @@ from torch import Tensor
 
 from regionclip_ext.concepts.matching import match_concepts
 from regionclip_ext.data.resize import ShortSideResize, resized_size
-from regionclip_ext.modeling.language_encoder import encode_tokens
 from regionclip_ext.modeling.pixels import normalize_images
 from regionclip_ext.modeling.pretrain.meta_arch import PretrainFastRCNN
 from regionclip_ext.modeling.pretrain.region_head import whole_images
@@ -97,7 +96,7 @@ def test_golden_pretrain_features_and_labels(case: _Case) -> None:
     regions, whole, teacher = case.features()
     np.testing.assert_allclose(regions, arrays["region_feats"], atol=1e-5)
     np.testing.assert_allclose(whole, arrays["global_feats"], atol=1e-5)
-    texts = encode_tokens(model.lang_encoder, torch.from_numpy(arrays["tokens"]))
+    texts = model.lang_encoder(torch.from_numpy(arrays["tokens"]))
     np.testing.assert_allclose(texts, arrays["text_embs"], atol=1e-5)
     match = match_concepts(
         teacher,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ext_common.modeling.text_tower import TextTower, TextTowerShape
 from regionclip_ext.concepts.templates import fill, imagenet_templates
-from regionclip_ext.modeling.clip_tokens import token_count, tokenize
-from regionclip_ext.modeling.language_encoder import build_language_encoder, encode_tokens
+from regionclip_ext.modeling.clip_tokens import tokenize, tokenize_counted
 from tests.golden_cases import golden_arrays
 from tests.regionclip_ext.golden_models import stored_weights
 
@@ -18,19 +18,21 @@ def test_golden_text_encoder() -> None:
     weights = stored_weights(arrays)
     context, width = weights["positional_embedding"].shape
     blocks = {n.split(".")[2] for n in weights if n.startswith("transformer.resblocks.")}
-    tower = build_language_encoder(
-        embed_dim=weights["text_projection"].shape[1],
-        width=width,
-        heads=int(arrays["heads"]),
-        layers=len(blocks),
-        context=context,
-        vocabulary=len(weights["token_embedding.weight"]),
+    tower = TextTower(
+        TextTowerShape(
+            embed_dim=weights["text_projection"].shape[1],
+            width=width,
+            heads=int(arrays["heads"]),
+            layers=len(blocks),
+            context=context,
+            vocabulary=len(weights["token_embedding.weight"]),
+        )
     )
     tower.load_state_dict(weights, strict=True)
     tokens = torch.from_numpy(arrays["tokens"]).long()
     for only_eot, name in ((True, "eot_embedding"), (False, "all_token_embedding")):
         golden = torch.from_numpy(arrays[name])
-        ours = encode_tokens(tower, tokens, only_eot=only_eot)
+        ours = tower(tokens, only_eot=only_eot)
         torch.testing.assert_close(ours, golden, atol=1e-5, rtol=0)
     assert not any(parameter.requires_grad for parameter in tower.parameters())
 
@@ -58,13 +60,12 @@ def test_long_texts_lose_their_end_or_keep_it() -> None:
 
 
 def test_half_precision_around_does_not_reach_the_text_encoder() -> None:
-    tower = build_language_encoder(
-        embed_dim=6, width=16, heads=2, layers=1, context=8, vocabulary=20
-    )
+    shape = TextTowerShape(embed_dim=6, width=16, heads=2, layers=1, context=8, vocabulary=20)
+    tower = TextTower(shape)
     tokens = torch.tensor([[1, 5, 19, 0, 0, 0, 0, 0]])
-    plain = encode_tokens(tower, tokens)
+    plain = tower(tokens)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(encode_tokens(tower, tokens), plain)
+        assert torch.equal(tower(tokens), plain)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_half_precision_around_does_not_reach_the_text_encoder() -> None:
     ids=["short", "long", "emoji", "empty"],
 )  # fmt: skip
 def test_tokens_are_counted_before_they_are_cut(text: str) -> None:
-    count = token_count(text)
+    count = tokenize_counted(text)[1]
     whole = tokenize([text], context=count)[0]
     assert whole[-1] == 49407
     assert (whole != 0).all()

@@ -23,7 +23,7 @@ from regionclip_ext.losses.image_text import image_text_loss
 from regionclip_ext.losses.region_distillation import region_distillation_loss
 from regionclip_ext.losses.similarity import cosine_logits
 from regionclip_ext.modeling.clip_resnet import ClipResNet, build_teacher_backbone
-from regionclip_ext.modeling.language_encoder import encode_tokens, language_encoder_from_config
+from regionclip_ext.modeling.language_encoder import language_encoder_from_config
 from regionclip_ext.modeling.pixels import PixelFormat, normalize_images
 from regionclip_ext.modeling.pretrain.batch import PretrainBatch
 from regionclip_ext.modeling.pretrain.concept_pools import ConceptPools
@@ -247,7 +247,7 @@ class PretrainFastRCNN(nn.Module):
         if self.lang_encoder is None:
             return None
         with frozen_pass(self.device, bfloat16=False):
-            return copied(encode_tokens(self.lang_encoder, batch.tokens().to(self.device)))
+            return copied(self.lang_encoder(batch.tokens().to(self.device)))
 
     def _student(
         self, images_BCHW: Tensor, boxes: Sequence[Boxes], first: FirstMaps | None
