@@ -36,11 +36,14 @@ class Variant:
         name: as printed and selected with ``--variant``.
         build: makes the inputs on a device, the same for every call.
         target: how many times faster than ``naive`` ours has to be; None = no target.
+        compared: makes what equality is checked on where that is not what is timed: the same size
+            in float64, for computations that magnify the rounding of float32.
     """
 
     name: str
     build: Callable[[torch.device], Problem]
     target: float | None = None
+    compared: Callable[[torch.device], Problem] | None = None
 
 
 @dataclass(frozen=True)

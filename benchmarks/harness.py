@@ -13,7 +13,7 @@ from benchmarks.timing import measure_times
 
 def differences(variant: Variant, device: torch.device) -> dict[str, float]:
     """How much each implementation differs from ``naive``; see :mod:`benchmarks.equality`."""
-    implementations = variant.build(device).implementations
+    implementations = (variant.compared or variant.build)(device).implementations
     expected = implementations[NAIVE]()
     return {name: largest_difference(run(), expected) for name, run in implementations.items()}
 

@@ -14,15 +14,13 @@ import os
 import subprocess
 import sys
 from multiprocessing.queues import SimpleQueue
-from pathlib import Path
 
 import torch
 
 from benchmarks.case import Implementation, Problem
 from benchmarks.discovery import find_cases
+from benchmarks.resident import KEEP_FREED_PAGES_OUT, is_told, peak_bytes, start_peak
 
-_STATUS = Path("/proc/self/status")
-_RESET = Path("/proc/self/clear_refs")
 _CPU = torch.device("cpu")
 
 
@@ -45,10 +43,9 @@ def cpu_peaks(case: str, variant: str) -> dict[str, int]:
     Returns:
         Nothing where the system does not tell (no Linux).
     """
-    if not _RESET.exists():
+    if not is_told():
         return {}
-    # every large tensor gets pages of its own, which return to the system when it is freed
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **KEEP_FREED_PAGES_OUT, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "benchmarks.memory", case, variant]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env=environment, timeout=600
@@ -76,18 +73,10 @@ def _peaks_in_child_processes(case_name: str, variant: str) -> dict[str, int]:
 
 def _measure(warm_up: Implementation, run: Implementation, answer: SimpleQueue[int]) -> None:
     warm_up()  # loads what is loaded lazily
-    before = _bytes("VmRSS")
-    _RESET.write_text("5")
+    before = start_peak()
     results = run()
-    answer.put(_bytes("VmHWM") - before)
+    answer.put(peak_bytes() - before)
     del results
-
-
-def _bytes(field: str) -> int:
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(field)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
+from benchmarks.resident import KEEP_FREED_PAGES_OUT, is_told, peak_bytes, start_peak
 
 
 class PeakMemory:
@@ -30,15 +28,14 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             self._before = torch.cuda.memory_allocated(device) / 1e6
-        elif _RESET.exists():
-            _RESET.write_text("5")
-            self._before = _megabytes("VmRSS:")
+        elif is_told():
+            self._before = start_peak() / 1e6
 
     def megabytes(self) -> float:
         """10^6 bytes beyond what there was; 0 where the system does not tell."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 1e6 - self._before
-        return _megabytes("VmHWM:") - self._before if _RESET.exists() else 0.0
+        return peak_bytes() / 1e6 - self._before if is_told() else 0.0
 
 
 def restarted(module: str) -> int | None:
@@ -47,13 +44,8 @@ def restarted(module: str) -> int | None:
     Returns:
         Its exit code; None where this is that process.
     """
-    if _THRESHOLD in os.environ:
+    if KEEP_FREED_PAGES_OUT.keys() <= os.environ.keys():
         return None
     command = [sys.executable, "-m", module, *sys.argv[1:]]
-    return subprocess.run(command, env={**os.environ, _THRESHOLD: "65536"}, check=False).returncode
-
-
-def _megabytes(field: str) -> float:
-    with _STATUS.open() as stream:
-        found = [line.split()[1] for line in stream if line.startswith(field)]
-    return int(found[0]) * 1.024e-3
+    environment = {**os.environ, **KEEP_FREED_PAGES_OUT}
+    return subprocess.run(command, env=environment, check=False).returncode

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import statistics
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -26,12 +23,12 @@ import ext_common  # noqa: F401 - first: it repairs detectron2 0.6
 
 # isort: split
 from benchmarks.detic_step import KINDS, SMALL, StepModel, build_step, predictors
+from benchmarks.peak_memory import PeakMemory, restarted
 from benchmarks.report import machine
 from benchmarks.timing import now
 from detic_ext.modeling import meta_arch, mixed_roi_heads
 
 STAGES = ("backbone", "proposals", "box heads", "classifier", "NMS", "masks", "backward")
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class StageClock:
@@ -119,10 +116,10 @@ def measure(
         if device.type == "cuda":
             run(kind)  # kernels are chosen in the first call
         step.model.zero_grad(set_to_none=True)
-        before = _start_memory(device)
+        memory = PeakMemory(device)
         for _ in range(repeat):
             rows.append(_one_call(step, functools.partial(run, kind), plain, device))
-        peak = _peak_memory(device, before)
+        peak = memory.megabytes()
     medians = {name: 1e3 * statistics.median(row[name] for row in rows) for name in rows[0]}
     return medians | {"MB": peak}
 
@@ -152,28 +149,6 @@ def _watched(run: Callable[..., Any], clock: StageClock) -> Callable[..., Any]:
             return run(self, kind)
 
     return watched
-
-
-def _start_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return float(torch.cuda.memory_allocated(device))
-    if not _RESET.exists():
-        return 0.0
-    _RESET.write_text("5")
-    return _kilobytes("VmRSS") * 1024
-
-
-def _peak_memory(device: torch.device, before: float) -> float:
-    """10^6 bytes beyond what there was before; 0 where the system does not tell."""
-    if device.type == "cuda":
-        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
-    return (_kilobytes("VmHWM") * 1024 - before) / 1e6 if _RESET.exists() else 0.0
-
-
-def _kilobytes(field: str) -> float:
-    lines = _STATUS.read_text().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def table(rows: dict[tuple[str, ...], dict[str, float]]) -> str:
@@ -240,9 +215,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
-        # large tensors get pages of their own, which return to the system when they are freed
-        again = [sys.executable, "-m", "benchmarks.step_stages", *sys.argv[1:]]
-        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-        sys.exit(subprocess.run(again, env=environment, check=False).returncode)
-    sys.exit(main())
+    again = restarted("benchmarks.step_stages")
+    sys.exit(main() if again is None else again)

@@ -143,6 +143,9 @@ def _add_pretraining(clip: CfgNode) -> None:
     add_default(clip, "CONCEPT_POOL_EMB", None)
     add_default(clip, "TEACHER_CONCEPT_POOL_EMB", None)  # of the teacher; None = the student's
     add_default(clip, "CONCEPT_THRES", None)  # least confidence of a pseudo label
+    # ours: temperature of the teacher's softmax, 0.01 as published whatever CLSS_TEMP is; a CLIP
+    # that was trained with another wants its own
+    add_default(clip, "TEACHER_TEMP", 0.01)
     # ours: proposals of `prepare_data.py proposals`, for CROP_REGION_TYPE FILE
     add_default(clip, "PROPOSAL_FILE", "")
 

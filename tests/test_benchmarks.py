@@ -68,6 +68,12 @@ def _case(error: float, target: float | None = None) -> Case:
     return Case("fake", "a fake", (size,), Variant("tiny", size.build))
 
 
+def test_what_is_compared_may_differ_from_what_is_timed() -> None:
+    timed, exact = partial(_problem, error=1e-3), partial(_problem, error=0.0)
+    assert differences(Variant("rounded", timed), CPU)["ours"] > 1e-4
+    assert differences(Variant("exact", timed, compared=exact), CPU)["ours"] == 0.0
+
+
 def test_a_wrong_result_and_a_missed_target_show_in_the_table() -> None:
     case = _case(error=1e-3, target=1e9)
     rows = run_variant(case, case.variants[0], device=CPU, warmup=0, repeat=2, with_memory=False)

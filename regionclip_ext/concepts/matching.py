@@ -14,7 +14,7 @@ from torch import Tensor
 from regionclip_ext.losses.similarity import cosine_logits
 
 TEACHER_TEMPERATURE = 0.01
-"""Of the teacher's softmax; a constant, independent of ``MODEL.CLIP.CLSS_TEMP``."""
+"""Of the teacher's softmax as published, independent of ``MODEL.CLIP.CLSS_TEMP``."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def match_concepts(
         regions_RD: the teacher's region features, un-normalised.
         concepts_CD: the teacher's pool, un-normalised.
         threshold: a region is kept where its largest probability is above (``CONCEPT_THRES``).
-        temperature: of the softmax.
+        temperature: of the softmax (``TEACHER_TEMP``).
     """
     probs_RC = cosine_logits(regions_RD, concepts_CD, temperature).softmax(dim=1)
     confidence_R, labels_R = probs_RC.max(dim=1)

@@ -123,13 +123,23 @@ def test_a_valid_configuration_passes(tmp_path: Path) -> None:
         ([("CLIP.TEACHER_CONCEPT_POOL_EMB", "short.pth")], "11 concepts, .* has 12"),
         ([("CLIP.CONCEPT_POOL_EMB", None)], "the teacher has concepts and the student has none"),
         ([("CLIP.CONCEPT_THRES", None)], "CONCEPT_THRES"),
+        ([("CLIP.TEACHER_TEMP", 0.0)], "TEACHER_TEMP"),
         ([("CLIP.PRETRAIN_ONLY_EOT", False)], "PRETRAIN_ONLY_EOT"),
         (
             [("CLIP.CROP_REGION_TYPE", "FILE"), ("CLIP.PROPOSAL_FILE", "nowhere")],
             "nowhere: no precomputed proposals",
         ),
     ],
-    ids=["teacher pool", "width", "count", "student pool", "threshold", "eot", "proposals"],
+    ids=[
+        "teacher pool",
+        "width",
+        "count",
+        "student pool",
+        "threshold",
+        "temperature",
+        "eot",
+        "proposals",
+    ],
 )
 def test_bad_settings_are_named_before_training(
     tmp_path: Path, options: list[tuple[str, Any]], message: str

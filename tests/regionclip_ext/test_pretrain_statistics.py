@@ -31,13 +31,19 @@ def _metrics(model: Any, batch: list[dict[str, Any]], iteration: int = 0) -> dic
     return {name: value for name, (value, _) in storage.latest().items()}
 
 
-def test_pseudo_labels_are_summed_up_every_20_steps(tmp_path: Path) -> None:
-    model = build_pretraining(random_config(tmp_path, [*FILE, ("CLIP.CONCEPT_THRES", 0.5)]))
+@pytest.mark.parametrize("temperature", [None, 0.3], ids=["published", "warmer"])
+def test_pseudo_labels_are_summed_up_every_20_steps(
+    tmp_path: Path, temperature: float | None
+) -> None:
+    options: list[tuple[str, Any]] = [*FILE, ("CLIP.CONCEPT_THRES", 0.5)]
+    if temperature is not None:
+        options.append(("CLIP.TEACHER_TEMP", temperature))
+    model = build_pretraining(random_config(tmp_path, options))
     batch = batch_of_two(proposals=True)
     found = _metrics(model, batch)
     boxes = [item["proposals"].proposal_boxes for item in batch]
     with torch.no_grad():
-        probs = _teacher_probabilities(model, batch, boxes)
+        probs = _teacher_probabilities(model, batch, boxes, temperature or 0.01)
     entropy = -(probs * probs.clamp(min=1e-30).log()).sum(dim=1).mean()
     confident = probs.amax(dim=1) > 0.5
     kept = probs[confident] if confident.any() else probs
@@ -51,7 +57,9 @@ def test_pseudo_labels_are_summed_up_every_20_steps(tmp_path: Path) -> None:
     assert _metrics(model, batch, iteration=7) == {}
 
 
-def _teacher_probabilities(model: Any, batch: list[dict[str, Any]], boxes: Any) -> torch.Tensor:
+def _teacher_probabilities(
+    model: Any, batch: list[dict[str, Any]], boxes: Any, temperature: float
+) -> torch.Tensor:
     """The specification's formula (3.2), step by step."""
     height = max(item["image"].shape[1] for item in batch)
     width = max(item["image"].shape[2] for item in batch)
@@ -66,7 +74,7 @@ def _teacher_probabilities(model: Any, batch: list[dict[str, Any]], boxes: Any) 
     pooled = model.roi_heads.teacher_pooler([teacher(images)["res4"]], boxes)
     seen = F.normalize(teacher.attnpool(teacher.last_stage(pooled)), dim=1)
     concepts = F.normalize(model.teacher_concepts_CT, dim=1)
-    return (seen @ concepts.T / 0.01).softmax(dim=1)
+    return (seen @ concepts.T / temperature).softmax(dim=1)
 
 
 def test_captions_that_are_cut_are_counted_and_the_first_is_named(

@@ -12,6 +12,7 @@ from ext_common.registries import CONFIG_CHECK_REGISTRY
 from regionclip_ext.data.pair_loader import stored_proposals
 from regionclip_ext.data.pair_names import SAMPLER_NAME
 from regionclip_ext.modeling.pretrain.concept_pools import ConceptPools
+from regionclip_ext.modeling.pretrain.options import PretrainOptions
 from regionclip_ext.modeling.regions.offline import offline_config
 
 META_ARCHITECTURE = "PretrainFastRCNN"
@@ -32,6 +33,7 @@ def check_pretraining(cfg: CfgNode, training: bool) -> None:
             where="MODEL.META_ARCHITECTURE",
             fix="give its checkpoint to a detector: configs/regionclip/zeroshot_RN50.yaml",
         )
+    PretrainOptions.from_config(cfg)  # temperatures, number of regions
     _check_data(cfg)
     if cfg.MODEL.CLIP.CONCEPT_POOL_EMB:
         _check_regions(cfg)

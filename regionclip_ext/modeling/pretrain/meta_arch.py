@@ -233,7 +233,12 @@ class PretrainFastRCNN(nn.Module):
         with frozen_pass(self.device, bfloat16=self.options.frozen_bf16):
             res4_BCHW = run_encoder(self.teacher_backbone, images_BCHW, first)
             regions_RT = self.roi_heads(self.teacher_backbone, res4_BCHW, boxes, teacher=True)
-            match = match_concepts(regions_RT, self.teacher_concepts_CT, self.options.threshold)
+            match = match_concepts(
+                regions_RT,
+                self.teacher_concepts_CT,
+                self.options.threshold,
+                temperature=self.options.teacher_temperature,
+            )
         return ConceptMatch(
             probs_RC=copied(match.probs_RC),
             labels_R=copied(match.labels_R),

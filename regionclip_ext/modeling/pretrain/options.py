@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 
 from ext_common.errors import ConfigError
 from regionclip_ext import pretrain_config  # noqa: F401 - registers the keys
+from regionclip_ext.concepts.matching import TEACHER_TEMPERATURE
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class PretrainOptions:
     Args:
         threshold: least confidence of a pseudo label (``CONCEPT_THRES``).
         temperature: of the student's logits and of the image-text loss (``CLSS_TEMP``).
+        teacher_temperature: of the pseudo labels (``TEACHER_TEMP``).
         sampled_regions: most regions of an image; None = all (``PRETRAIN_SAMPLE_REGIONS``).
         image_text: compare whole images with captions (``PRETRAIN_IMG_TXT_LEVEL``).
         gather: do so over all processes (``GATHER_GPUS``).
@@ -31,6 +33,7 @@ class PretrainOptions:
 
     threshold: float = 0.1
     temperature: float = 0.01
+    teacher_temperature: float = TEACHER_TEMPERATURE
     sampled_regions: int | None = 100
     image_text: bool = True
     gather: bool = False
@@ -39,10 +42,12 @@ class PretrainOptions:
     share_frozen: bool = True
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ConfigError(
-                f"temperature {self.temperature}", where="MODEL.CLIP.CLSS_TEMP", fix="such as 0.01"
-            )
+        temperatures = {"CLSS_TEMP": self.temperature, "TEACHER_TEMP": self.teacher_temperature}
+        for key, value in temperatures.items():
+            if value <= 0:
+                raise ConfigError(
+                    f"temperature {value}", where=f"MODEL.CLIP.{key}", fix="such as 0.01"
+                )
         if self.sampled_regions is not None and self.sampled_regions < 1:
             raise ConfigError(
                 f"{self.sampled_regions} regions per image",
@@ -57,6 +62,7 @@ class PretrainOptions:
         return cls(
             threshold=0.0 if clip.CONCEPT_THRES is None else float(clip.CONCEPT_THRES),
             temperature=float(clip.CLSS_TEMP),
+            teacher_temperature=float(clip.TEACHER_TEMP),
             sampled_regions=clip.PRETRAIN_SAMPLE_REGIONS,
             image_text=clip.PRETRAIN_IMG_TXT_LEVEL,
             gather=clip.GATHER_GPUS,
