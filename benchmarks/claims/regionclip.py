@@ -77,7 +77,7 @@ class Sizes:
     rpn_batch: int = 8
     rpn_steps: int = 400
     pretrain_batch: int = 16
-    pretrain_steps: int = 100
+    pretrain_steps: int = 150
     transfer_batch: int = 8
     transfer_steps: int = 100
     workers: int = 0

@@ -39,18 +39,18 @@ class Sizes:
         unlabelled: half of the scenes to pretrain on (the demo has two sets of so many).
         labelled: scenes with boxes and masks to fine-tune on.
         val: scenes that are scored.
-        picture: side of a scene in pixels, 96 to 256.
+        picture: side of a scene in pixels, 96 to 256; networks see it at 96.
         pretrain_batch, finetune_batch: pictures per step.
         pretrain_steps, finetune_steps: of each run.
         workers: loader processes of each run.
     """
 
-    unlabelled: int = 400
+    unlabelled: int = 800
     labelled: int = 40
     val: int = 100
-    picture: int = 128
+    picture: int = 192
     pretrain_batch: int = 16
-    pretrain_steps: int = 110
+    pretrain_steps: int = 450
     finetune_batch: int = 4
     finetune_steps: int = 300
     workers: int = 0
@@ -83,7 +83,7 @@ class Experiment:
         sizes, folder = self.sizes, self.output / "data"
         unlabelled, proposals = folder / "unlabelled", folder / "unlabelled.proposals"
         words = ["soco-proposals", "--images", str(unlabelled / "images")]
-        words += ["--output", str(proposals), "--source", "opencv-fast"]
+        words += ["--output", str(proposals), "--source", "opencv-single"]
         # the demo's objects are small: from 0.2 of the picture's side instead of 0.3
         words += ["--strategy", "ratio3size0208post"]
         if sizes.unlabelled < 50:  # starting processes would take longer
