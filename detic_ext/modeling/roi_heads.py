@@ -23,6 +23,7 @@ from detic_ext.modeling.mixed_roi_heads import MixedROIHeads
 from detic_ext.modeling.predictor import DeticPredictor
 from detic_ext.modeling.predictor_config import build_predictors
 from ext_common.errors import ConfigError
+from ext_common.modeling.roi_pooler import build_roi_pooler
 from ext_common.modeling.scale_gradient import scale_gradient
 
 
@@ -59,7 +60,7 @@ class DeticCascadeROIHeads(MixedROIHeads):
         """Translate config keys to constructor arguments."""
         names = list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
         ious, weights = cls._stages(cfg)
-        pooler, pooled = _build_pooler(cfg.MODEL.ROI_BOX_HEAD, names, input_shape)
+        pooler, pooled = _pooler_and_shape(cfg.MODEL.ROI_BOX_HEAD, names, input_shape)
         box_heads = [build_box_head(cfg, pooled) for _ in ious]
         predictors, vocabulary = build_predictors(cfg, _size(box_heads[0].output_shape), weights)
         arguments = _common_arguments(cfg, ious)
@@ -71,7 +72,7 @@ class DeticCascadeROIHeads(MixedROIHeads):
             vocabulary=vocabulary,
         )
         if cfg.MODEL.MASK_ON:
-            mask_pooler, mask_shape = _build_pooler(cfg.MODEL.ROI_MASK_HEAD, names, input_shape)
+            mask_pooler, mask_shape = _pooler_and_shape(cfg.MODEL.ROI_MASK_HEAD, names, input_shape)
             arguments.update(mask_pooler=mask_pooler, mask_head=build_mask_head(cfg, mask_shape))
         return arguments
 
@@ -145,7 +146,7 @@ class CustomRes5ROIHeads(MixedROIHeads):
                 where="MODEL.ROI_HEADS.IN_FEATURES",
                 fix="['res4'] over build_resnet_backbone",
             )
-        pooler, pooled = _build_pooler(cfg.MODEL.ROI_BOX_HEAD, names, input_shape)
+        pooler, pooled = _pooler_and_shape(cfg.MODEL.ROI_BOX_HEAD, names, input_shape)
         res5, width = Res5ROIHeads._build_res5_block(cfg)
         weights = tuple(cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS)
         (predictor,), vocabulary = build_predictors(cfg, width, [weights])
@@ -196,15 +197,10 @@ def _size(shape: ShapeSpec) -> int:
     return width
 
 
-def _build_pooler(
+def _pooler_and_shape(
     node: CfgNode, names: Sequence[str], input_shape: dict[str, ShapeSpec]
 ) -> tuple[ROIPooler, ShapeSpec]:
     """ROI pooler over the named maps and the shape of what it gives."""
     size = node.POOLER_RESOLUTION
-    pooler = ROIPooler(
-        output_size=size,
-        scales=tuple(1.0 / input_shape[name].stride for name in names),
-        sampling_ratio=node.POOLER_SAMPLING_RATIO,
-        pooler_type=node.POOLER_TYPE,
-    )
-    return pooler, ShapeSpec(channels=input_shape[names[0]].channels, height=size, width=size)
+    shape = ShapeSpec(channels=input_shape[names[0]].channels, height=size, width=size)
+    return build_roi_pooler(node, names, input_shape), shape

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ext_common.errors import ConfigError
 from ext_common.hooks import LOG_PERIOD
+from ext_common.modeling.roi_pooler import build_roi_pooler
 from regionclip_ext.modeling.clip_resnet import ClipResNet
 from regionclip_ext.modeling.encoder_shapes import encoder_shape
 from regionclip_ext.modeling.predictor import ClipPredictor
@@ -94,7 +95,7 @@ class CLIPRes5ROIHeads(ROIHeads):
         shape = encoder_shape(cfg)
         arguments = _common_arguments(cfg, 8 * 4 * shape.width)
         size = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
-        arguments["pooler"] = _build_pooler(cfg.MODEL.ROI_BOX_HEAD, names, input_shape)
+        arguments["pooler"] = build_roi_pooler(cfg.MODEL.ROI_BOX_HEAD, names, input_shape)
         if cfg.MODEL.MASK_ON:
             maps = ShapeSpec(channels=8 * 4 * shape.width, height=size, width=size)
             arguments["mask_head"] = build_mask_head(cfg, maps)
@@ -248,11 +249,11 @@ class CLIPStandardROIHeads(CLIPRes5ROIHeads):
                 fix=f"{needed}; or CLIPRes5ROIHeads over build_clip_resnet_backbone",
             )
         arguments = _common_arguments(cfg, channels)
-        arguments["pooler"] = _build_pooler(cfg.MODEL.ROI_BOX_HEAD, names, input_shape)
+        arguments["pooler"] = build_roi_pooler(cfg.MODEL.ROI_BOX_HEAD, names, input_shape)
         if cfg.MODEL.MASK_ON:
             node = cfg.MODEL.ROI_MASK_HEAD
             size = node.POOLER_RESOLUTION
-            arguments["mask_pooler"] = _build_pooler(node, names, input_shape)
+            arguments["mask_pooler"] = build_roi_pooler(node, names, input_shape)
             maps = ShapeSpec(channels=channels, height=size, width=size)
             arguments["mask_head"] = build_mask_head(cfg, maps)
         return arguments
@@ -286,12 +287,3 @@ def _common_arguments(cfg: CfgNode, channels: int) -> dict[str, Any]:
         only_foreground=cfg.MODEL.CLIP.ONLY_SAMPLE_FG_PROPOSALS,
     )
     return arguments
-
-
-def _build_pooler(node: CfgNode, names: list[str], input_shape: dict[str, ShapeSpec]) -> ROIPooler:
-    return ROIPooler(
-        output_size=node.POOLER_RESOLUTION,
-        scales=tuple(1.0 / input_shape[name].stride for name in names),
-        sampling_ratio=node.POOLER_SAMPLING_RATIO,
-        pooler_type=node.POOLER_TYPE,
-    )
