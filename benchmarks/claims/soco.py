@@ -4,7 +4,8 @@
 
 Unlabelled scenes of the demo are pretrained on in three ways with the same number of steps and
 pictures; then the same Mask R-CNN is fine-tuned on few labelled scenes, from nothing and from each
-pretraining. The sizes are meant for two CPU cores and half an hour; with a GPU give ``--device cuda``
+pretraining. The pretrained networks themselves are asked, too: how many objects do they name by their
+nearest labelled neighbours? The sizes are meant for two CPU cores and half an hour; with a GPU give ``--device cuda``
 and larger ones. A stopped experiment goes on where it was when the same command is given again.
 """
 
@@ -18,8 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.claims.command_line import read_request, run_and_print
+from benchmarks.claims.object_naming import NAMED
 from benchmarks.claims.runs import ROOT, Runner, Step, keep_settings, training
 from benchmarks.claims.table import BOX_COLUMNS, Scores, markdown_table, plot_bars, read_box_scores
+from ext_common.data.json_files import read_json
 
 SCRATCH = "scratch"
 # name -> line of the table, and SOCO.PROPOSALS.SOURCE of its pretraining
@@ -56,6 +59,7 @@ class Sizes:
     workers: int = 0
 
 
+COLUMNS = (*BOX_COLUMNS, NAMED)
 QUICK = Sizes(6, 6, 4, 96, 2, 2, 2, 2, 0)
 
 PRETRAIN, FINETUNE = "claims/SoCo_pretrain.yaml", "claims/SoCo_finetune.yaml"
@@ -114,7 +118,7 @@ class Experiment:
         path.write_text(json.dumps({"datasets": datasets}, indent=1) + "\n", encoding="utf-8")
 
     def chain(self, method: str, seed: int) -> list[Step]:
-        """The steps of one method and seed: pretraining and export, then fine-tuning."""
+        """The steps of one method and seed: pretraining and export, naming, fine-tuning."""
         steps: list[Step] = []
         weights = ""
         if method != SCRATCH:
@@ -131,7 +135,12 @@ class Experiment:
         folder = self.finetuned(method, seed)
         made = ("model_final.pth", "results.json")
         title = f"fine-tuning {method} seed{seed}"
-        return [*steps, training(title, FINETUNE, folder, opts, made)]
+        return [*steps, self._name(method, seed), training(title, FINETUNE, folder, opts, made)]
+
+    def scores(self, method: str, seed: int) -> Scores:
+        """The line of one run, in percent."""
+        named: float = read_json(self._named(method, seed))[NAMED]
+        return {**read_box_scores(self.finetuned(method, seed) / "results.json"), NAMED: named}
 
     def finetuned(self, method: str, seed: int) -> Path:
         """Folder of a fine-tuning."""
@@ -153,6 +162,20 @@ class Experiment:
         words = ["--path", str(self._pretrained(method, seed) / "model_final.pth")]
         words += ["--export", "soco-fpn", "--output", str(exported)]
         return Step(f"export {method} seed{seed}", "convert_weights", tuple(words), (exported,))
+
+    def _name(self, method: str, seed: int) -> Step:
+        folder, output = self.output / "data" / "labelled", self._named(method, seed)
+        words = ["--config-file", str(ROOT / "configs" / PRETRAIN), "--output", str(output)]
+        words += ["--labelled", str(folder / "oracle_train.json")]
+        words += ["--test", str(folder / "val.json"), "--images", str(folder / "images")]
+        words += ["--seed", str(seed), "--device", self.device]
+        if method != SCRATCH:
+            words += ["--weights", str(self._pretrained(method, seed) / "model_final.pth")]
+        title, package = f"naming {method} seed{seed}", "benchmarks.claims"
+        return Step(title, "object_naming", tuple(words), (output,), package)
+
+    def _named(self, method: str, seed: int) -> Path:
+        return self.output / f"named-{method}-seed{seed}.json"
 
     def _shared(self, seed: int) -> list[object]:
         registry = f"('{self._registry().as_posix()}',)"
@@ -182,16 +205,12 @@ def run(experiment: Experiment, seeds: range, jobs: int) -> str:
     experiment.write_registry()
     runner.run_chains(chains)
     rows: dict[str, list[Scores]] = {
-        title: [
-            read_box_scores(experiment.finetuned(method, seed) / "results.json") for seed in seeds
-        ]
+        title: [experiment.scores(method, seed) for seed in seeds]
         for method, (title, _) in METHODS.items()
     }
-    table = markdown_table(rows, BOX_COLUMNS)
+    table = markdown_table(rows, COLUMNS)
     (experiment.output / "table.md").write_text(table + "\n", encoding="utf-8")
-    plot_bars(
-        rows, BOX_COLUMNS, "box AP of the fine-tuned detector", experiment.output / "plot.png"
-    )
+    plot_bars(rows, COLUMNS, "percent", experiment.output / "plot.png")
     return table
 
 

@@ -16,7 +16,7 @@ def test_quick_run_makes_table_and_plot_and_is_not_repeated(
     words = ["--output", str(tmp_path / "run"), "--quick"]
     assert soco.main(words) == 0, capsys.readouterr().err
     lines = (tmp_path / "run" / "table.md").read_text().splitlines()
-    assert lines[0] == "| | AP | AP50 | seeds |"
+    assert lines[0] == "| | AP | AP50 | objects named | seeds |"
     titles = [line.split("|")[1].strip() for line in lines[2:]]
     assert titles == [title for title, _ in soco.METHODS.values()]
     assert all(line.endswith("| 1 |") for line in lines[2:])
@@ -30,8 +30,8 @@ def test_quick_run_makes_table_and_plot_and_is_not_repeated(
 
     assert soco.main(words) == 0
     again = capsys.readouterr().out
-    assert "[16/16]" not in again
-    assert again.count("finished before") == 13
+    assert "[20/20]" not in again
+    assert again.count("finished before") == 17
     assert "$ python" not in again
 
     assert soco.main([*words, "--labelled", "7"]) == 1
