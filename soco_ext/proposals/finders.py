@@ -6,19 +6,27 @@ Legend: K boxes; ``rects_K4`` x, y, width, height.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ext_common.data.json_files import read_json
+from ext_common.data.box_file import ImageBoxes
 from ext_common.errors import DatasetError
 from ext_common.images import printable
+from soco_ext.proposals.coco_boxes import clip_rects, read_coco_boxes
 from soco_ext.proposals.filtering import BoxFilter, boxes_to_rects, rects_to_boxes
 from soco_ext.proposals.opencv_search import opencv_search
-from soco_ext.proposals.published_json import boxes_of_published, published_key
+from soco_ext.proposals.published_json import (
+    PublishedRects,
+    boxes_of_published,
+    published_key,
+    read_published,
+    refuse_shared_keys,
+)
 from soco_ext.proposals.random_boxes import RandomBoxes
 from soco_ext.proposals.selective_search import SearchSettings, selective_search
 
@@ -39,6 +47,18 @@ class Finder(Protocol):
 
     def __call__(self, name: str, size_hw: tuple[int, int], image_HW3: Image | None) -> Rects:
         """x, y, width, height of an image's boxes, before any filter."""
+
+
+@runtime_checkable
+class ChecksNames(Protocol):
+    """A finder that cannot serve any set of images, since it tells them apart by their names."""
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Refuse images that would get each other's boxes; called with all before the first.
+
+        Raises:
+            DatasetError: there are such images.
+        """
 
 
 @dataclass(frozen=True)
@@ -89,39 +109,40 @@ class RandomFinder:
 
 @dataclass(frozen=True)
 class CocoFinder:
-    """The boxes of a COCO annotation file; crowds are left out.
+    """The boxes of a COCO annotation file, clipped to the picture; crowds are left out.
 
     Args:
         rects: rectangles by file name.
+        in_tars: images are called ``<archive>/<name in it>``; the file may have either the whole
+            or the name in the archive.
     """
 
     rects: dict[str, list[list[float]]] = field(repr=False)
+    in_tars: bool = False
     name: str = "coco"
     needs_pixels: bool = False
 
     @classmethod
-    def read(cls, path: str | Path) -> CocoFinder:
+    def read(cls, path: str | Path, *, in_tars: bool = False) -> CocoFinder:
         """Read a file.
 
         Raises:
-            DatasetError: no COCO file, or an annotation without an image or a box.
+            DatasetError: as :func:`soco_ext.proposals.coco_boxes.read_coco_boxes`.
         """
-        content = read_json(path)
-        images, annotations = content.get("images"), content.get("annotations")
-        if not isinstance(images, list) or not isinstance(annotations, list):
-            raise DatasetError("no lists 'images' and 'annotations'", where=printable(path))
-        names = {image.get("id"): str(image.get("file_name")) for image in images}
-        rects: dict[str, list[list[float]]] = {name: [] for name in names.values()}
-        for annotation in annotations:
-            box, name = annotation.get("bbox"), names.get(annotation.get("image_id"))
-            if name is None or not isinstance(box, list) or len(box) != 4:
+        return cls(read_coco_boxes(path), in_tars)
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raises DatasetError where two archives have an image that the file has once."""
+        owners: dict[str, str] = {}
+        for name in names if self.in_tars else ():
+            listed = self._listed(name)
+            if listed is not None and owners.setdefault(listed, name) != name:
                 raise DatasetError(
-                    f"annotation {annotation.get('id')!r} has no image or no box of four numbers",
-                    where=printable(path),
+                    f"{printable(owners[listed])} and {printable(name)} are one image "
+                    f"{printable(listed)!r} to the annotation file",
+                    where="--tars",
+                    fix="write file names as <archive>/<name in it> in the annotation file",
                 )
-            if not annotation.get("iscrowd", 0):
-                rects[name].append([float(number) for number in box])
-        return cls(rects)
 
     def __call__(self, name: str, size_hw: tuple[int, int], image_HW3: Image | None) -> Rects:
         """Those of the image.
@@ -129,32 +150,75 @@ class CocoFinder:
         Raises:
             DatasetError: the file does not have the image.
         """
-        if name not in self.rects:
+        return self._clipped(name, size_hw)[0]
+
+    def outside(self, images: Iterable[ImageBoxes]) -> tuple[int, int]:
+        """How many boxes of images were cut at the border, and how many lie outside the picture."""
+        counts = [self._clipped(image.name, image.size_hw)[1:] for image in images]
+        return sum(cut for cut, _ in counts), sum(dropped for _, dropped in counts)
+
+    def _clipped(self, name: str, size_hw: tuple[int, int]) -> tuple[NDArray[np.float64], int, int]:
+        listed = self._listed(name)
+        if listed is None:
             raise DatasetError(
                 "the annotation file does not have this image",
                 where=printable(name),
                 fix="give the folder that its file names start from, "
                 "or leave such images out with --bad-files skip",
             )
-        return np.array(self.rects[name], dtype=np.float64).reshape(-1, 4)
+        rects_K4 = np.array(self.rects[listed], dtype=np.float64).reshape(-1, 4)
+        return clip_rects(rects_K4, size_hw)
+
+    def _listed(self, name: str) -> str | None:
+        """What the annotation file calls an image."""
+        if name in self.rects:
+            return name
+        member = name.partition("/")[2].removeprefix("./")
+        return member if self.in_tars and member in self.rects else None
 
 
 @dataclass(frozen=True)
 class PublishedFinder:
-    """The authors' JSON; an image that it does not name has no boxes."""
+    """The authors' JSON.
 
-    content: dict[str, Any] = field(repr=False)
+    Args:
+        rects: what the file has.
+        path: of the file, for messages.
+    """
+
+    rects: PublishedRects = field(repr=False)
+    path: str = ""
     name: str = "authors-json"
     needs_pixels: bool = False
 
     @classmethod
     def read(cls, path: str | Path) -> PublishedFinder:
-        """Read ``train_<strategy>.json``."""
-        return cls(read_json(path))
+        """Read ``train_<strategy>.json``, and the list of images without boxes beside it.
+
+        Raises:
+            DatasetError: no such file, or values that are no lists of rectangles.
+        """
+        return cls(read_published(path), printable(path))
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raises DatasetError where two images have one key."""
+        refuse_shared_keys(names)
 
     def __call__(self, name: str, size_hw: tuple[int, int], image_HW3: Image | None) -> Rects:
-        """Those of the image's key."""
-        return boxes_to_rects(boxes_of_published(self.content.get(published_key(name), []), name))
+        """Those of the image's key.
+
+        Raises:
+            DatasetError: the file has no such key.
+        """
+        key = published_key(name)
+        if key not in self.rects:
+            raise DatasetError(
+                f"{self.path} has no key {key!r} (the file name up to the first dot)",
+                where=printable(name),
+                fix="give the JSON that was made from these images, "
+                "or leave such images out with --bad-files skip",
+            )
+        return boxes_to_rects(boxes_of_published(self.rects[key], name))
 
 
 def filtered_boxes(

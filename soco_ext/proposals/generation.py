@@ -18,7 +18,8 @@ from ext_common.errors import ConfigError, DatasetError, ExtError, ImageError
 from ext_common.images import image_size, printable, read_image
 from ext_common.tar_shards import TarDataset
 from soco_ext.proposals.filtering import BoxFilter
-from soco_ext.proposals.finders import Finder, filtered_boxes
+from soco_ext.proposals.finders import ChecksNames, Finder, filtered_boxes
+from soco_ext.proposals.inputs import place_of_images
 from soco_ext.proposals.journal import Journal
 from soco_ext.proposals.proposal_file import write_proposals
 
@@ -174,12 +175,18 @@ def find_proposals(
         progress: called with (images done, images in all).
 
     Raises:
-        DatasetError: a journal of a run with other options, or no image could be read.
+        DatasetError: a journal of a run with other options or images, images that the finder
+            cannot tell apart, or no image could be read.
         ImageError: an unreadable image, unless those are skipped.
     """
     settings = request.all_settings()
     outcome = Outcome()
-    with Journal(journal_of(output), settings) as journal:
+    if isinstance(request.finder, ChecksNames):
+        request.finder.check_names(request.images.names)
+    # names are relative, so that those of another folder could pass for these; the finished file
+    # does not have the place, which differs between the machines that share the work
+    resumable = {**settings, "images": place_of_images(request.images, request.tars)}
+    with Journal(journal_of(output), resumable) as journal:
         places = request.shard.places(len(request.images))
         names = {request.images.names[place] for place in places}
         todo = [place for place in places if request.images.names[place] not in journal.done]

@@ -28,7 +28,7 @@ class Journal:
 
     Args:
         path: the file; it is made where it does not exist.
-        settings: how the proposals are made. A journal of other settings is refused.
+        settings: how the proposals are made, and of what. A journal of other settings is refused.
 
     Raises:
         DatasetError: the journal was made with other settings.
@@ -44,8 +44,9 @@ class Journal:
             if number:
                 self.done.add(_image(content).name)
             elif content.decode("utf-8", "replace") != text:
+                old = content.decode("utf-8", "replace")
                 raise DatasetError(
-                    f"an unfinished run with other options: {content.decode('utf-8', 'replace')}",
+                    f"an unfinished run with other options: {_difference(old, text)}",
                     where=printable(path),
                     fix="finish it with its options, or start anew with --restart",
                 )
@@ -65,6 +66,9 @@ class Journal:
         trace: TracebackType | None,
     ) -> None:
         self._stream.close()
+        if error is not None and not self.done:
+            # nothing to go on with; it would only be in the way of a run with the mistake corrected
+            self.path.unlink(missing_ok=True)
 
     def add(self, image: ImageBoxes) -> None:
         """Note one image; what was added survives a kill of this process."""
@@ -84,6 +88,13 @@ class Journal:
     def _append(self, content: bytes) -> None:
         self._stream.write(_HEAD.pack(len(content), zlib.crc32(content)) + content)
         self._stream.flush()
+
+
+def _difference(old: str, new: str) -> str:
+    """The settings that differ."""
+    there, here = json.loads(old), json.loads(new)
+    keys = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
+    return "; ".join(f"{key} {there.get(key)!r}, now {here.get(key)!r}" for key in keys)
 
 
 def _records(path: Path) -> Iterator[tuple[bytes, int]]:

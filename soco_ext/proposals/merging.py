@@ -147,4 +147,6 @@ def _common(
     smaller_BP = np.minimum(histograms_BT[:, first_P], histograms_BT[:, second_P])
     if len(first_P) == 1:  # NumPy adds a single column pairwise
         return smaller_BP.cumsum(axis=0)[-1]
-    return smaller_BP.sum(axis=0)
+    # picked columns lie one behind the other, and NumPy adds pairwise along them: other sums in the
+    # last bit, and other merges where similarities are equal
+    return np.ascontiguousarray(smaller_BP).sum(axis=0)

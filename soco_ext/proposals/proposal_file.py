@@ -51,14 +51,18 @@ def write_proposals(
 def merge_files(paths: Sequence[str | Path], output: str | Path) -> int:
     """Put the files of several machines together; returns the number of images.
 
+    Files were made alike where their settings are; of input files, the digests have to be equal,
+    not the names.
+
     Raises:
         DatasetError: a file cannot be read, has other settings than the first, or has an image of
-            another one, or a part is missing.
+            another one; parts of different numbers of parts, or with whole files among them; or a
+            part is missing.
     """
     files = [open_proposals(path, check=True) for path in paths]
     shared = [_without_shard(file.settings) for file in files]
     for file, settings in zip(files, shared, strict=True):
-        if settings != shared[0]:
+        if _without_names(settings) != _without_names(shared[0]):
             raise DatasetError(
                 f"made with {settings}, but {printable(files[0].path)} with {shared[0]}",
                 where=printable(file.path),
@@ -73,13 +77,31 @@ def _without_shard(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key != "shard"}
 
 
+def _without_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without the names of files that are there with their digests."""
+    return {key: value for key, value in settings.items() if f"{key}_digest" not in settings}
+
+
 def _require_all_shards(files: Sequence[BoxFile]) -> None:
     shards = [str(file.settings.get("shard", "")) for file in files]
+    if not any(shards):
+        return  # whole files, of other images each
+    made = ", ".join(
+        f"{printable(file.path)} is {f'part {shard}' if shard else 'no part but whole'}"
+        for file, shard in zip(files, shards, strict=True)
+    )
     parts = {int(shard.split("/")[1]) for shard in shards if shard}
     if len(parts) != 1 or not all(shards):
-        return
-    missing = {f"{n}/{max(parts)}" for n in range(1, max(parts) + 1)} - set(shards)
+        raise DatasetError(
+            f"the files are not the parts of one set: {made}",
+            where="--merge",
+            fix="merge parts 1/N to N/N of one N, or whole files",
+        )
+    total = parts.pop()
+    missing = [f"{n}/{total}" for n in range(1, total + 1) if f"{n}/{total}" not in shards]
     if missing:
         raise DatasetError(
-            f"parts {', '.join(sorted(missing))} are missing", fix="make them, and name all files"
+            f"parts {', '.join(missing)} are missing: {made}",
+            where="--merge",
+            fix="make them, and name all files",
         )

@@ -6,23 +6,67 @@ those is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from reprlib import repr as short
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ext_common.data.annotation_checks import first_ten
 from ext_common.data.box_file import BoxFile
-from ext_common.data.json_files import write_json_atomic
+from ext_common.data.json_files import read_json, write_json_atomic
 from ext_common.errors import DatasetError
 from ext_common.images import printable
 from soco_ext.proposals.filtering import boxes_to_rects, rects_to_boxes
+
+_LARGEST = 1e9  # pixels, far above any picture
+
+PublishedRects = Mapping[str, list[list[float]]]
+"""x, y, width, height of each key's boxes."""
 
 
 def published_key(name: str) -> str:
     """The authors' key of an image: its file name up to the first dot."""
     return name.rsplit("/", 1)[-1].split(".", 1)[0]
+
+
+def empty_list_of(path: str | Path) -> Path:
+    """``train_<strategy>no_props_images.txt``, the authors' list beside ``train_<strategy>.json``."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}no_props_images.txt")
+
+
+def read_published(path: str | Path) -> PublishedRects:
+    """Read the authors' JSON; keys of the list of empty images beside it, if there is one, get [].
+
+    Raises:
+        DatasetError: no such file, or a value that is no list of four numbers each.
+    """
+    content = read_json(path)
+    for key, rects in content.items():
+        if not _are_rects(rects):
+            raise DatasetError(
+                f"the value of key {key!r} is no list of [x, y, width, height]: {short(rects)}",
+                where=printable(path),
+                fix="give the JSON of SoCo's authors, or one of --export-json",
+            )
+    listed = empty_list_of(path)
+    if listed.is_file():
+        # the authors' first file leaves these images out, the final one has them as keys
+        for line in listed.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+            if line.strip():
+                content.setdefault(published_key(line.strip()), [])
+    return content
+
+
+def refuse_shared_keys(names: Iterable[str]) -> None:
+    """Raise DatasetError where two images have one key."""
+    owners: dict[str, str] = {}
+    for name in names:
+        key = published_key(name)
+        if owners.setdefault(key, name) != name:
+            raise _same_key(name, owners[key])
 
 
 def write_published(file: BoxFile, path: str | Path) -> Path:
@@ -54,7 +98,7 @@ def write_published(file: BoxFile, path: str | Path) -> Path:
 
 
 def _write_empty(path: Path, keys: Iterable[str]) -> Path:
-    listed = path.with_name(f"{path.stem}_no_props_images.txt")
+    listed = empty_list_of(path)
     listed.write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
     return listed
 
@@ -65,11 +109,20 @@ def boxes_of_published(rects: object, where: str) -> NDArray[np.float64]:
     Raises:
         DatasetError: it is no list of rectangles.
     """
-    try:
-        rects_K4 = np.array(rects, dtype=np.float64).reshape(-1, 4)
-    except (TypeError, ValueError) as error:
-        raise DatasetError("no list of [x, y, width, height]", where=printable(where)) from error
+    if not _are_rects(rects):
+        raise DatasetError("no list of [x, y, width, height]", where=printable(where))
+    rects_K4 = np.array(rects, dtype=np.float64).reshape(-1, 4)
     return rects_to_boxes(rects_K4)
+
+
+def _are_rects(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(rect, list)
+        and len(rect) == 4
+        and set(map(type, rect)) <= {int, float}
+        and max(map(abs, rect)) < _LARGEST
+        for rect in value
+    )
 
 
 def _same_key(name: str, other: str) -> DatasetError:

@@ -60,6 +60,7 @@ def test_the_authors_form(tmp_path: Path) -> None:
     listed = write_published(open_proposals(tmp_path / "p"), tmp_path / "train_none.json")
     content = json.loads((tmp_path / "train_none.json").read_text())
     assert content == {"a": [[3, 4, 32, 40], [0, 0, 90, 100]], "b": []}
+    assert listed == tmp_path / "train_noneno_props_images.txt"  # the authors' name for it
     assert listed.read_text() == "b\n"
     write_proposals(tmp_path / "p", [*images, image("n3/a.1.jpg", 1)], {})
     with pytest.raises(DatasetError, match="two images of one key 'a'"):
@@ -87,7 +88,7 @@ def test_a_journal_forgets_only_what_a_kill_cut_off(tmp_path: Path) -> None:
             assert each.size_hw == wanted.size_hw
             np.testing.assert_array_equal(each.boxes_K4, wanted.boxes_K4)
         assert path.read_bytes() == content
-    with pytest.raises(DatasetError, match="other options.*--restart"):
+    with pytest.raises(DatasetError, match="other options: source 'test', now 'other'.*--restart"):
         Journal(path, {"source": "other"})
     path.write_bytes(content[:5])  # killed in its first moment
     with Journal(path, {"source": "other"}) as journal:

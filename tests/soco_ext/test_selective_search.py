@@ -8,6 +8,7 @@ from skimage.feature import local_binary_pattern
 
 from benchmarks.plain_selective_search import plain_search
 from ext_common.errors import ConfigError
+from soco_ext.proposals import merging
 from soco_ext.proposals import opencv_search as opencv
 from soco_ext.proposals.selective_search import (
     SearchSettings,
@@ -51,6 +52,34 @@ def test_equal_boxes_where_all_regions_are_alike() -> None:
     assert found.rects_T4.tolist() == [list(rect) for rect in rects]
     assert found.sizes_T.tolist() == sizes
     assert len(rects) > len(np.unique(label))
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 3, 7, 8, 9, 40])
+def test_bins_are_added_one_after_the_other(pairs: int) -> None:
+    generator = np.random.default_rng(pairs)
+    histograms_BT = generator.random((75, 60)) / 75
+    first, second = generator.integers(0, 60, (2, pairs))
+    expected = []
+    for a, b in zip(first, second, strict=True):
+        total = 0.0
+        for one, other in zip(
+            histograms_BT[:, a].tolist(), histograms_BT[:, b].tolist(), strict=True
+        ):
+            total += min(one, other)
+        expected.append(total)
+    assert merging._common(histograms_BT, first, second).tolist() == expected
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_equal_boxes_where_many_similarities_are_equal(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    tiles = generator.integers(0, 2, (8, 8)).repeat(4, axis=0).repeat(4, axis=1)
+    image = (tiles[..., None] * np.array([200, 200, 200])).astype(np.uint8)
+    label = generator.integers(0, 9, (8, 8)).repeat(4, axis=0).repeat(4, axis=1)
+    rects, sizes = plain_search(image, label)
+    found = search_segments(image, label)
+    assert found.rects_T4.tolist() == [list(rect) for rect in rects]
+    assert found.sizes_T.tolist() == sizes
 
 
 def test_numbers_of_segments_do_not_matter() -> None:

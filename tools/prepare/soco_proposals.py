@@ -14,6 +14,7 @@ authors' form of a finished file.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,10 @@ from soco_ext.proposals.finders import (
     RandomFinder,
 )
 from soco_ext.proposals.generation import Request, Shard, find_proposals, journal_of
+from soco_ext.proposals.inputs import config_digest, content_digest, weights_digest
 from soco_ext.proposals.opencv_search import MODES, opencv_module
 from soco_ext.proposals.proposal_file import merge_files, open_proposals
-from soco_ext.proposals.published_json import write_published
+from soco_ext.proposals.published_json import empty_list_of, write_published
 from soco_ext.proposals.selective_search import SearchSettings
 
 from .files import progress_bar
@@ -49,6 +51,16 @@ SOURCES = (
     "coco",
     "authors-json",
     "rpn",
+)
+
+_TOO_MANY = 2**31  # for the integers of the segmentation
+_RANGES = (
+    ("--scale", math.ulp(0.0), math.inf, "a number above 0"),
+    ("--sigma", 0, math.inf, "a number of at least 0"),
+    ("--min-size", 0, _TOO_MANY, f"a number of pixels from 0 to {_TOO_MANY - 1}"),
+    ("--seed", 0, math.inf, "an integer of at least 0"),
+    ("--most", 1, math.inf, "a number of boxes of at least 1"),
+    ("--workers", 0, _TOO_MANY, "a number of processes of at least 0"),
 )
 
 
@@ -89,11 +101,9 @@ def run(args: argparse.Namespace) -> int:
         listed = write_published(open_proposals(args.export_json), args.output)
         print(f"wrote {printable(args.output)} and {printable(listed)}")
         return 0
+    _check_ranges(args)
     finder, settings = _finder(args)
     images, tars = _images(args)
-    if args.restart:
-        journal_of(args.output).unlink(missing_ok=True)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     request = Request(
         images,
         finder,
@@ -105,12 +115,19 @@ def run(args: argparse.Namespace) -> int:
         skip_bad=args.bad_files == "skip",
         settings=settings,
     )
+    if args.restart:
+        journal_of(args.output).unlink(missing_ok=True)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     with progress_bar("finding proposals", "image") as progress:
         outcome = find_proposals(request, args.output, progress=progress)
     if outcome.resumed:
         print(f"{outcome.resumed:,} images were done before")
     if outcome.bad:
         print(f"{len(outcome.bad):,} images left out: {first_ten(outcome.bad)}")
+    if isinstance(finder, CocoFinder):
+        cut, dropped = finder.outside(open_proposals(args.output).items())
+        if cut or dropped:
+            print(f"boxes not wholly in the picture: {cut:,} clipped, {dropped:,} dropped")
     print(f"{outcome.boxes:,} boxes; {outcome.empty:,} images have none")
     _say(args.output, outcome.images)
     return 0
@@ -142,16 +159,21 @@ def _finder(args: argparse.Namespace) -> tuple[Finder, dict[str, Any]]:
     if args.source == "random":
         return RandomFinder(args.seed), {"seed": args.seed}
     if args.source == "rpn":
-        return _rpn(args), {"config": Path(args.config_file).name, "most": args.most}
+        return _rpn(args)
     if args.boxes is None:
         raise ConfigError(
             "no file of boxes", where=f"--source {args.source}", fix="add --boxes FILE"
         )
-    reader = CocoFinder if args.source == "coco" else PublishedFinder
-    return reader.read(args.boxes), {"boxes": args.boxes.name}
+    if args.source == "coco":
+        finder: Finder = CocoFinder.read(args.boxes, in_tars=args.tars is not None)
+        digest = content_digest(args.boxes)
+    else:
+        finder = PublishedFinder.read(args.boxes)
+        digest = content_digest(args.boxes, empty_list_of(args.boxes))
+    return finder, {"boxes": args.boxes.name, "boxes_digest": digest}
 
 
-def _rpn(args: argparse.Namespace) -> Finder:
+def _rpn(args: argparse.Namespace) -> tuple[Finder, dict[str, Any]]:
     from soco_ext.proposals.rpn_finder import RpnFinder
 
     if not args.config_file:
@@ -164,7 +186,22 @@ def _rpn(args: argparse.Namespace) -> Finder:
             where="MODEL.WEIGHTS",
             fix="add --opts MODEL.WEIGHTS FILE, or use --source random",
         )
-    return RpnFinder.from_config(cfg, most=args.most)
+    settings = {
+        "config": Path(args.config_file).name,
+        "config_digest": config_digest(cfg),
+        "weights": Path(cfg.MODEL.WEIGHTS).name,
+    }
+    finder = RpnFinder.from_config(cfg, most=args.most)
+    settings["weights_digest"] = weights_digest(cfg.MODEL.WEIGHTS)
+    return finder, {**settings, "most": args.most}
+
+
+def _check_ranges(args: argparse.Namespace) -> None:
+    """Numbers that no source can use; some would be taken without a word."""
+    for option, low, high, range_text in _RANGES:
+        value = getattr(args, option.removeprefix("--").replace("-", "_"))
+        if value is not None and not low <= value < high:
+            raise ConfigError(f"{value}", where=option, fix=f"give {range_text}")
 
 
 def _strategy(args: argparse.Namespace) -> BoxFilter:

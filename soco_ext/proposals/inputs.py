@@ -1,0 +1,59 @@
+"""What proposals are made from, in short: digests that two machines can compare."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from ext_common.data.unlabelled_images import ImageList
+from ext_common.tar_shards import TarDataset
+
+_END = 1 << 20  # bytes of each end of a file of weights
+
+
+def content_digest(*paths: str | Path) -> str:
+    """Digest of the bytes of files; one that is not there counts as missing, not as empty."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        if Path(path).is_file():
+            with Path(path).open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(b"|")
+    return digest.hexdigest()
+
+
+def weights_digest(path: str | Path) -> str:
+    """Digest of the size and of the first and last MiB of a file that may have gigabytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    with Path(path).expanduser().open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        digest.update(f"{size}|".encode() + stream.read(_END))
+        stream.seek(max(size - _END, 0))
+        digest.update(stream.read(_END))
+    return digest.hexdigest()
+
+
+def config_digest(cfg: CfgNode) -> str:
+    """Digest of a whole configuration: its file, the files below it and ``--opts``.
+
+    Left out is what differs between machines and decides no box: the path of the weights (they
+    have a digest of their own), the folder of outputs and the device.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, cfg.OUTPUT_DIR = "", "", ""
+    return hashlib.blake2b(cfg.dump().encode(), digest_size=16).hexdigest()
+
+
+def place_of_images(images: ImageList, tars: TarDataset | None) -> str:
+    """Where images lie on this machine: their folder, or which archives."""
+    if tars is None:
+        return os.path.realpath(images.root or "")
+    paths = [os.path.realpath(tar) for tar in tars.tars]
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        digest.update(os.fsencode(path) + b"\0")
+    return f"{len(paths)} archives from {paths[0]} on, digest {digest.hexdigest()}"
