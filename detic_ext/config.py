@@ -74,6 +74,7 @@ def _add_box_head(head: CfgNode) -> None:
     add_default(head, "FED_LOSS_FREQ_WEIGHT", 0.5)  # sampling weight = image count ** this
     add_default(head, "IGNORE_ZERO_CATS", False)  # no gradient to classes without training images
     # Losses of image-label batches (section 4)
+
     # max_size | max_score | min_loss | first | image | wsddn
     add_default(head, "IMAGE_LABEL_LOSS", "max_size")
     # max_size leaves out the last region, as published; False: only one that ADD_IMAGE_BOX appended

@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from ext_common.errors import ConfigError
 from ext_common.registries import CONFIG_CHECK_REGISTRY
 from soco_ext.modeling.pyramid_model import RegionOptions
+from soco_ext.solver.schedule import WarmUp
 
 LOADER = "SoCoViews"
 _MODELS = ("SoCoFPN", "SoCoC4")
@@ -34,6 +35,7 @@ def check_soco(cfg: CfgNode, training: bool) -> None:
             where="DATALOADER.SAMPLER_TRAIN",
             fix=f"set it {LOADER}",
         )
+    WarmUp(cfg.SOLVER.WARMUP_ITERS, cfg.SOCO.SCHEDULE.MULTIPLIER)
     if name == "SoCoFPN":
         _check_levels(cfg)
     if cfg.TEST.PRECISE_BN.ENABLED:
@@ -45,7 +47,7 @@ def check_soco(cfg: CfgNode, training: bool) -> None:
 
 
 def _check_levels(cfg: CfgNode) -> None:
-    RegionOptions(cfg.SOCO.LEVEL_USE)
+    RegionOptions(cfg.SOCO.LEVEL_USE, cfg.SOCO.POOLER_RESOLUTION)
     views = cfg.SOCO.VIEWS
     used = views.AWARE_END - views.AWARE_START
     if used != 4:

@@ -1,6 +1,6 @@
 """Writes docs/config.md: every configuration key of ours, its default and its comment.
 
-The comment beside ``add_default`` (or the line above it) is the description, so that a key is
+The comment beside ``add_default`` (or the lines right above it) is the description, so that a key is
 described in one place. ``--check`` only says whether the page is current (exit code 1 if not).
 """
 
@@ -31,12 +31,14 @@ the nearest valid one.
 
 
 def _comment(filename: str, line: int) -> str:
-    """The comment behind the call, or the comment line right above it."""
+    """The comment behind the call, or the comment lines right above it, as one sentence after another."""
     text = linecache.getline(filename, line)
     if "  # " in text:
         return text.split("  # ", 1)[1].strip()
-    above = linecache.getline(filename, line - 1).strip()
-    return above.removeprefix("# ") if above.startswith("# ") else ""
+    found: list[str] = []
+    while (above := linecache.getline(filename, line - len(found) - 1).strip()).startswith("# "):
+        found.append(above.removeprefix("# "))
+    return " ".join(reversed(found))
 
 
 def _paths(node: CfgNode, prefix: str = "") -> Iterator[tuple[int, str]]:

@@ -7,6 +7,9 @@ order of images is endless, and one that does not fill a batch at the end of an 
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
@@ -15,7 +18,6 @@ from detectron2.utils import comm
 from ext_common.data.batching import BatchPlan, batch_per_process
 from ext_common.data.dataset_spec import DatasetSpec
 from ext_common.data.fetching import SampleFetcher
-from ext_common.data.lazy_sequence import LazySequence
 from ext_common.data.loader import TrainLoader, loader_seed
 from ext_common.data.sampling import PermutationStream
 from ext_common.data.training_records import Part
@@ -24,11 +26,13 @@ from ext_common.errors import DatasetError
 from ext_common.images import BadSamplePolicy
 from ext_common.registries import TRAIN_LOADER_REGISTRY
 from ext_common.tar_shards import TarRecordReader
-from soco_ext.data.proposal_lookup import ProposalLookup, image_name
+from soco_ext.data.proposal_lookup import NamedImage, ProposalLookup, image_name
 from soco_ext.data.training_images import TrainingImages, training_images
 from soco_ext.data.view_maker import ViewMaker
 from soco_ext.data.view_mapper import ViewMapper
 from soco_ext.data.view_options import ProposalOptions, ViewOptions
+
+logger = logging.getLogger(__name__)
 
 
 def build_view_loader(cfg: CfgNode) -> TrainLoader:
@@ -71,29 +75,28 @@ def build_view_mapper(cfg: CfgNode, images: TrainingImages) -> ViewMapper:
         ConfigError, DatasetError: see :func:`build_view_loader`.
     """
     lookup = ProposalLookup(ProposalOptions.from_config(cfg))
-    for part, root in zip(images.records.parts, images.roots, strict=True):
-        lookup.check(_Names(part, root))
+    roots = images.roots() if lookup.file is not None else ("",) * len(images.names)
+    if lookup.file is not None:
+        # half a minute for a million
+        logger.info("looking up the proposals of %d images", len(images.records))
+        for part, root in zip(images.records.parts, roots, strict=True):
+            lookup.check_images(_named(part, root))
     return ViewMapper(
         ViewMaker(ViewOptions.from_config(cfg)),
         lookup,
-        roots=images.roots,
+        roots=roots,
         tars=_tar_readers(images),
         max_pixels=cfg.INPUT.MAX_PIXELS,
     )
 
 
-class _Names(LazySequence[str]):
-    """The names of a dataset's images, made when they are asked for."""
-
-    def __init__(self, part: Part, root: str) -> None:
-        self.part = part
-        self.root = root
-
-    def __len__(self) -> int:
-        return len(self.part)
-
-    def element(self, place: int) -> str:
-        return image_name(self.part[place], self.root)
+def _named(part: Part, root: str) -> Iterator[NamedImage]:
+    for place in range(len(part)):
+        record = part[place]
+        size_hw = (record.get("height") or 0, record.get("width") or 0)
+        yield NamedImage(
+            image_name(record, root), size_hw if all(size_hw) else None, record.get("file_name", "")
+        )
 
 
 def _tar_readers(images: TrainingImages) -> dict[int, TarRecordReader]:

@@ -5,20 +5,34 @@ Legend: K boxes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ext_common.errors import DatasetError
-from ext_common.images import printable
+from ext_common.errors import ConfigError, DatasetError, ImageError
+from ext_common.images import image_size, printable
 from soco_ext.data.view_options import ProposalOptions
 from soco_ext.proposals.filtering import BoxFilter, boxes_to_rects
 from soco_ext.proposals.proposal_file import open_proposals
 from soco_ext.proposals.random_boxes import RandomBoxes
 
-_CHECKED = 500  # images that are looked up before training starts
+
+@dataclass(frozen=True)
+class NamedImage:
+    """An image of a training set, unread.
+
+    Args:
+        name: relative path with ``/``, as proposal files have it.
+        size_hw: height and width that its record says; None = it says none.
+        file: where it lies; empty = not in a file of its own.
+    """
+
+    name: str
+    size_hw: tuple[int, int] | None = None
+    file: str = ""
 
 
 class ProposalLookup:
@@ -42,26 +56,38 @@ class ProposalLookup:
             (options.min_size_ratio, options.max_size_ratio),
         )
 
-    def check(self, names: Sequence[str]) -> None:
-        """Look some of the training images up, evenly spread, before the training starts.
+    def check(self, names: Iterable[str]) -> None:
+        """:meth:`check_images` for images of which no more is known than their names."""
+        self.check_images(map(NamedImage, names))
+
+    def check_images(self, images: Iterable[NamedImage]) -> None:
+        """Look all images of a dataset up before the training starts.
 
         Raises:
-            DatasetError: the file has none of them, or, where that is an error, not all.
+            ConfigError: the file has none of them, or, where that is an error, not all, or one with
+                another size.
         """
         if self.file is None:
             return
-        some = [names[n * len(names) // _CHECKED] for n in range(_CHECKED)]
-        some = list(dict.fromkeys(some)) if len(names) >= _CHECKED else list(names)
-        missing = [name for name in some if self.file.find(name) is None]
-        if len(missing) == len(some):
+        count = missing = 0
+        first = ""
+        for image in images:
+            count += 1
+            place = self.file.find(image.name)
+            if place is None:
+                first = image.name if not missing else first
+                missing += 1
+            elif image.size_hw not in (None, self.file.size(place)):
+                self._require_size(image.name, place, _size_as_read(image))
+        if missing and missing == count:
             example = printable(self.file.name(0)) if len(self.file) else "nothing"
-            raise DatasetError(
-                f"it has none of the training images; it has {example}, they are {printable(some[0])}",
+            raise ConfigError(
+                f"it has none of the training images; it has {example}, they are {printable(first)}",
                 where=printable(self.file.path),
                 fix="was it made from another folder? Names start below the folder of images",
             )
         if missing and self.options.missing == "error":
-            raise self._missing(missing[0], f"{len(missing)} of {len(some)} images looked up")
+            raise self._missing(first, f"{missing} of {count} images")
 
     def __call__(
         self, name: str, size_hw: tuple[int, int], generator: np.random.Generator
@@ -74,7 +100,8 @@ class ProposalLookup:
             generator: for random boxes.
 
         Raises:
-            DatasetError: the file lacks the image, or has it with another size.
+            ConfigError: the file lacks the image, or has it with another size. No DatasetError, since
+                the file is wrong and not the image: a loader that skips bad images has to stop.
         """
         if self.file is None:
             return self._made(self.options.source, size_hw, generator)
@@ -83,14 +110,7 @@ class ProposalLookup:
             if self.options.missing == "error":
                 raise self._missing(name, "the image")
             return self._made(self.options.missing, size_hw, generator)
-        if self.file.size(place) != size_hw:
-            recorded = self.file.size(place)
-            raise DatasetError(
-                f"the image is {size_hw[1]} x {size_hw[0]} pixels; its proposals are of one of "
-                f"{recorded[1]} x {recorded[0]} (width x height)",
-                where=printable(name),
-                fix=f"make {printable(self.file.path)} again from these images",
-            )
+        self._require_size(name, place, size_hw)
         boxes_K4 = self.file.boxes(place)
         if self.strategy is not None and len(boxes_K4):
             boxes_K4 = boxes_K4[self.strategy.keep(boxes_to_rects(boxes_K4), size_hw)]
@@ -105,9 +125,21 @@ class ProposalLookup:
             return self.random.draw(size_hw, generator)
         return np.zeros((0, 4), dtype=np.float32)
 
-    def _missing(self, name: str, what: str) -> DatasetError:
+    def _require_size(self, name: str, place: int, size_hw: tuple[int, int] | None) -> None:
         assert self.file is not None
-        return DatasetError(
+        recorded = self.file.size(place)
+        if size_hw is None or size_hw == recorded:
+            return
+        raise ConfigError(
+            f"the image is {size_hw[1]} x {size_hw[0]} pixels; its proposals are of one of "
+            f"{recorded[1]} x {recorded[0]} (width x height)",
+            where=printable(name),
+            fix=f"make {printable(self.file.path)} again from these images",
+        )
+
+    def _missing(self, name: str, what: str) -> ConfigError:
+        assert self.file is not None
+        return ConfigError(
             f"no proposals for {what}: {printable(name)}",
             where=printable(self.file.path),
             fix="make the file again from all images, "
@@ -115,7 +147,17 @@ class ProposalLookup:
         )
 
 
-def image_name(record: dict[str, Any], root: str) -> str:
+def _size_as_read(image: NamedImage) -> tuple[int, int] | None:
+    """Of the file, which counts where a record says otherwise (turned or shrunk since); None = bad."""
+    if not image.file:
+        return image.size_hw
+    try:
+        return image_size(image.file)
+    except ImageError:  # for the policy for bad images, when its turn comes
+        return None
+
+
+def image_name(record: Mapping[str, Any], root: str) -> str:
     """Relative path of a record's image with ``/``, as proposal files have it.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,12 +26,18 @@ class TrainingImages:
     Args:
         records: dataset dicts with ``dataset_source``.
         names: registered datasets, by source.
-        roots: folder of the images of each.
     """
 
     records: TrainingRecords
     names: tuple[str, ...]
-    roots: tuple[str, ...]
+
+    def roots(self) -> tuple[str, ...]:
+        """Folder of the images of each dataset, where the names in a proposals file start.
+
+        Raises:
+            DatasetError: a dataset that does not say it, and whose images share no folder.
+        """
+        return tuple(map(_root, self.names, self.records.parts))
 
 
 def training_images(cfg: CfgNode) -> TrainingImages:
@@ -50,8 +57,27 @@ def training_images(cfg: CfgNode) -> TrainingImages:
         if not len(records):
             raise DatasetError("no images", where=f"dataset {name!r}")
         parts.append(Part(_shared(records), source))
-    roots = tuple(str(MetadataCatalog.get(name).get("image_root", "")) for name in names)
-    return TrainingImages(TrainingRecords(parts), names, roots)
+    return TrainingImages(TrainingRecords(parts), names)
+
+
+def _root(name: str, part: Part) -> str:
+    metadata = MetadataCatalog.get(name)
+    # detectron2's own datasets: COCO and LVIS say image_root, PASCAL VOC dirname, Cityscapes image_dir
+    for key in ("image_root", "dirname", "image_dir"):
+        if folder := metadata.get(key, ""):
+            return str(folder)
+    records = (part[place] for place in range(len(part)))
+    files = (str(r.get("file_name", "")) for r in records if "image_name" not in r)
+    folders = {file[: file.rfind("/") + 1] for file in files}
+    # compared as text, not with commonpath: a name is cut from its file's text by this folder
+    common = os.path.commonprefix(list(folders)).rpartition("/")[0]
+    if folders and not common:
+        raise DatasetError(
+            "its images have no folder in common, which their names in the proposals file start at",
+            where=f"dataset {name!r}",
+            fix="set image_root in its metadata, or image_name in its records",
+        )
+    return common
 
 
 def _shared(records: Sequence[dict[str, Any]]) -> Any:

@@ -23,7 +23,8 @@ class ViewMapper:
     Args:
         maker: makes views.
         lookup: finds proposals.
-        roots: folder of the images of each dataset, by ``dataset_source``.
+        roots: folder of the images of each dataset, by ``dataset_source``; not looked at without a
+            file of proposals.
         tars: reads the images of datasets in archives, by ``dataset_source``.
         max_pixels: larger images are refused.
     """
@@ -48,16 +49,18 @@ class ViewMapper:
 
         Raises:
             ImageError: the image cannot be read.
-            DatasetError: no proposals for it, or no way to read it.
+            DatasetError: no way to read it.
+            ConfigError: the file of proposals is not one of these images.
         """
         source = int(record.get("dataset_source", 0))
-        name = image_name(dict(record), self.roots[source])
+        # only a file knows images by their names; not every dataset has a folder to name them from
+        name = image_name(record, self.roots[source]) if self.lookup.file is not None else ""
         image_HW3 = self._read(record, source)
         draws = GeneratorDraws.of_sample()
         boxes_K4 = self.lookup(name, (image_HW3.shape[0], image_HW3.shape[1]), draws.generator)
         sample = self.maker(image_HW3, boxes_K4, draws)
         sample["image_id"] = record.get("image_id")
-        sample["file_name"] = record.get("file_name", name)
+        sample["file_name"] = record.get("file_name", record.get("image_name"))
         return sample
 
     def _read(self, record: Mapping[str, Any], source: int) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ scripts (specification section 7).
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -95,6 +96,12 @@ class ViewOptions:
     def __post_init__(self) -> None:
         _one_of("VIEWS.PLAN", self.plan, PLANS)
         _one_of("VIEWS.THIRD_VIEW", self.third_view, ("new_crop", "reduced_second"))
+        if self.third_view != "new_crop" and self.plan != "fpn_3view" and not self.views:
+            _refuse(
+                "VIEWS.THIRD_VIEW",
+                f"{self.third_view} with SOCO.VIEWS.PLAN {self.plan}, which does not look at it",
+                "set it new_crop, or PLAN fpn_3view",
+            )
         _one_of("VIEWS.COLOUR", self.colour, ("byol", "none"))
         _one_of("VIEWS.SELECT_STRATEGY", self.select_strategy, SELECT_STRATEGIES)
         if not 1 <= self.select_k <= self.padding_k:
@@ -214,6 +221,16 @@ class ProposalOptions:
                 "no file of proposals",
                 "make one with tools/prepare_data.py soco-proposals, "
                 "or set SOCO.PROPOSALS.SOURCE random",
+            )
+        if self.max_props < 1:
+            _refuse("PROPOSALS.MAX_PROPS", f"{self.max_props} tries", "1 or more")
+        if not 1 <= self.aspect_ratio < math.inf:
+            _refuse("PROPOSALS.ASPECT_RATIO", f"{self.aspect_ratio}", "1 or more")
+        if not 0 <= self.min_size_ratio <= self.max_size_ratio < math.inf:
+            _refuse(
+                "PROPOSALS.MIN_SIZE_RATIO",
+                f"sizes from {self.min_size_ratio} to {self.max_size_ratio} (MAX_SIZE_RATIO)",
+                "0 <= MIN_SIZE_RATIO <= MAX_SIZE_RATIO",
             )
 
     @classmethod

@@ -39,7 +39,7 @@ def embed_pictures(
     """
     model.eval()
     rule = LevelRule(options.aware_range, options.aware_start, options.aware_end)
-    size = options.image_size
+    size = options.view_plan().views[0].size
     vectors, owners = [], []
     for number, (image_HW3, boxes_K4) in enumerate(pictures):
         crop = whole_image((image_HW3.shape[0], image_HW3.shape[1]))

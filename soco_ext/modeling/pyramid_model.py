@@ -42,7 +42,7 @@ class RegionOptions:
         aligned: half-pixel rule of RoIAlign.
 
     Raises:
-        ConfigError: another use of levels.
+        ConfigError: another use of levels, or a region of no size.
     """
 
     level_use: str = DENSE
@@ -53,6 +53,12 @@ class RegionOptions:
         if self.level_use not in (DENSE, SPARSE):
             raise ConfigError(
                 f"{self.level_use!r} is not known", where="SOCO.LEVEL_USE", fix="dense or sparse"
+            )
+        if self.size < 1:
+            raise ConfigError(
+                f"regions of {self.size} x {self.size}",
+                where="SOCO.POOLER_RESOLUTION",
+                fix="1 or more, such as 7",
             )
 
 

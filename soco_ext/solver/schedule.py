@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ext_common.errors import ConfigError
+
 
 class Schedule(Protocol):
     """A learning rate per iteration."""
@@ -26,10 +28,21 @@ class WarmUp:
     Args:
         iterations: of the warm-up; 0 = none.
         multiplier: lr over the first rate.
+
+    Raises:
+        ConfigError: a multiplier that is not above 0.
     """
 
     iterations: int
     multiplier: float = 100.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.multiplier < math.inf:
+            raise ConfigError(
+                f"a first learning rate of the highest / {self.multiplier}",
+                where="SOCO.SCHEDULE.MULTIPLIER",
+                fix="above 0, such as 100",
+            )
 
     def covers(self, iteration: int) -> bool:
         """Whether ``iteration`` belongs to it."""

@@ -24,6 +24,22 @@ def test_every_key_has_a_meaning() -> None:
             assert comment, f"{module}: {name} has no comment"
 
 
+def test_all_comment_lines_right_above_a_key_are_its_meaning(tmp_path: Path) -> None:
+    source = tmp_path / "config.py"
+    source.write_text(
+        "    # A group of keys\n"
+        "\n"
+        "    # steps until it stands still; 0 = the\n"
+        "    # whole run\n"
+        '    add_default(node, "STEPS", 0)\n'
+        "    # another group\n"
+        '    add_default(node, "SIDE", 7)  # pixels\n'
+        '    add_default(node, "BARE", 7)\n'
+    )
+    meanings = [generate_config_docs._comment(str(source), line) for line in (5, 7, 8)]
+    assert meanings == ["steps until it stands still; 0 = the whole run", "pixels", ""]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_named_files_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")

@@ -97,9 +97,21 @@ def test_collapse_measures_know_collapse() -> None:
         (["DATALOADER.SAMPLER_TRAIN", "TrainingSampler"], "does not make views"),
         (["SOCO.VIEWS.AWARE_END", "3"], "pyramid has 4"),
         (["SOCO.LEVEL_USE", "both"], "dense or sparse"),
+        (["SOCO.POOLER_RESOLUTION", "0"], "SOCO.POOLER_RESOLUTION: regions of 0 x 0"),
+        (["SOCO.SCHEDULE.MULTIPLIER", "0.0"], "SOCO.SCHEDULE.MULTIPLIER.*above 0"),
+        (["SOCO.SCHEDULE.MULTIPLIER", "-1.0"], "SOCO.SCHEDULE.MULTIPLIER.*above 0"),
         (["TEST.PRECISE_BN.ENABLED", "True"], "PRECISE_BN"),
     ],
-    ids=["test-set", "loader", "levels", "level-use", "precise-bn"],
+    ids=[
+        "test-set",
+        "loader",
+        "levels",
+        "level-use",
+        "no-region",
+        "multiplier-0",
+        "multiplier-below",
+        "precise-bn",
+    ],
 )
 def test_impossible_configurations_are_refused(words: list[str], message: str) -> None:
     cfg = tiny_config("SoCoFPN", "DATALOADER.SAMPLER_TRAIN", "SoCoViews", *words)

@@ -193,6 +193,8 @@ def test_cutout_zeroes_squares_of_all_views_but_the_first() -> None:
         ({"views": ("whole:224", "crops:20")}, "view 'crops:20'"),
         ({"max_tries": 0}, "MAX_TRIES"),
         ({"cutout_ratio_min": 0.5}, "CUTOUT_RATIO_MIN"),
+        ({"third_view": "reduced_second", "plan": "star_4view"}, "THIRD_VIEW.*star_4view"),
+        ({"third_view": "reduced_second", "plan": "c4_2view"}, "THIRD_VIEW.*c4_2view"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
