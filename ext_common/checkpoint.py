@@ -96,7 +96,8 @@ def load_model_weights(
     left = [name for name in report.permitted if name in own]
     parts = [p for p in _permitted(model, allow_partial) if any(matches(n, [p]) for n in left)]
     if parts:
-        logger.info("not taken from %s: %s", path, ", ".join(parts))
+        # right before a training, and wrong scores without an error where nothing trains them
+        logger.warning("not taken from %s, kept as built: %s", path, ", ".join(parts))
     return report
 
 

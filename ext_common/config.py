@@ -58,6 +58,8 @@ def add_common_config(cfg: CfgNode) -> None:
     add_default(text, "WEIGHTS", "")
     add_default(text, "DIM", 512)  # width of the "hash" encoder; CLIP models bring their own
     add_default(text, "TEMPLATES", ("a {}",))  # prompts; several are averaged
+    # names in prompts as RegionCLIP writes them: without , ( ) and with blanks for + and _
+    add_default(text, "CLEAN_NAMES", False)
     add_default(text, "CACHE_DIR", "")  # folder for computed embeddings; empty = no cache
     add_default(text, "ALLOW_DOWNLOAD", False)  # let open_clip fetch missing weights
 

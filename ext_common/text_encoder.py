@@ -9,6 +9,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,10 +21,12 @@ from ext_common.clip_text_encoder import ClipTextEncoder, holds_text_encoder
 from ext_common.errors import ConfigError, VocabularyError
 from ext_common.text_cache import cache_file, read_cached, write_cached
 from ext_common.vocabulary import Vocabulary
+from ext_common.vocabulary_prompts import fill, lvis_name
 
 __all__ = [
     "ClipTextEncoder",
     "HashTextEncoder",
+    "NameCleaningEncoder",
     "TextEncoder",
     "build_text_encoder",
     "embed_vocabulary",
@@ -115,6 +118,33 @@ class HashTextEncoder:
         return unit_WD
 
 
+@dataclass(frozen=True)
+class NameCleaningEncoder:
+    """An encoder that wants class names cleaned before templates are filled with them.
+
+    Texts are encoded as they are: it is :func:`embed_vocabulary` that looks for this class.
+
+    Args:
+        encoder: encodes; the features are its own, so the id is, too.
+    """
+
+    encoder: TextEncoder
+
+    @property
+    def encoder_id(self) -> str:
+        """That of ``encoder``."""
+        return self.encoder.encoder_id
+
+    @property
+    def dim(self) -> int:
+        """Width D of the features."""
+        return self.encoder.dim
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Features [N, D], float32 on the CPU, un-normalised."""
+        return self.encoder.encode(texts)
+
+
 def build_text_encoder(node: Any, device: str = "cpu") -> TextEncoder:
     """The text encoder of a ``MODEL.TEXT_ENCODER`` block.
 
@@ -137,11 +167,17 @@ def text_encoder_from_config(cfg: Any) -> TextEncoder:
     """The text encoder of a whole configuration, on ``MODEL.DEVICE``.
 
     It is the one of ``MODEL.TEXT_ENCODER``; without WEIGHTS there, the one in ``MODEL.WEIGHTS`` where
-    that is a RegionCLIP checkpoint with ``lang_encoder.*``.
+    that is a RegionCLIP checkpoint with ``lang_encoder.*``. With CLEAN_NAMES it comes as a
+    :class:`NameCleaningEncoder`.
 
     Raises:
         WeightsError, ConfigError: as :func:`build_text_encoder`.
     """
+    encoder = _configured_encoder(cfg)
+    return NameCleaningEncoder(encoder) if cfg.MODEL.TEXT_ENCODER.CLEAN_NAMES else encoder
+
+
+def _configured_encoder(cfg: Any) -> TextEncoder:
     node = cfg.MODEL.TEXT_ENCODER
     if node.NAME != HASH_ENCODER and not node.WEIGHTS and holds_text_encoder(cfg.MODEL.WEIGHTS):
         logger.info("The text encoder is taken from %s", cfg.MODEL.WEIGHTS)
@@ -159,7 +195,8 @@ def embed_vocabulary(
 
     A class's own prompt is encoded as it is. Without prompts, each template is filled with the
     name; several templates give the mean of their raw features (detic spec section 10: ``a X``,
-    features not normalised).
+    features not normalised). A :class:`NameCleaningEncoder` sees the names without ``, ( )`` and
+    with blanks for ``+`` and ``_`` (RegionCLIP specification 1.2); the vocabulary keeps its names.
 
     Args:
         vocabulary: its embeddings, if any, are replaced.
@@ -182,7 +219,7 @@ def embed_vocabulary(
         raise VocabularyError(
             "no template", where="MODEL.TEXT_ENCODER.TEMPLATES", fix="'{}' will do"
         )
-    texts = _texts(vocabulary, templates)
+    texts = _texts(vocabulary, templates, clean=isinstance(encoder, NameCleaningEncoder))
     file = None
     if cache_dir:
         file = cache_file(Path(cache_dir).expanduser(), texts, encoder.encoder_id)
@@ -218,8 +255,11 @@ def load_vocabulary(cfg: Any) -> Vocabulary | None:
     return embed_vocabulary(vocabulary, encoder, node.TEMPLATES, node.CACHE_DIR)
 
 
-def _texts(vocabulary: Vocabulary, templates: Sequence[str]) -> list[list[str]]:
+def _texts(vocabulary: Vocabulary, templates: Sequence[str], *, clean: bool) -> list[list[str]]:
     """One list of C texts per template."""
     if vocabulary.prompts is not None:
         return [list(vocabulary.prompts)]
+    if clean:
+        names = [lvis_name(name) for name in vocabulary.names]
+        return [[fill(template, name) for name in names] for template in templates]
     return [[template.replace("{}", name) for name in vocabulary.names] for template in templates]

@@ -279,10 +279,11 @@ def _npz_parts(path: Path) -> VocabularyParts:
 
 
 def _torch_parts(path: Path) -> VocabularyParts:
-    """A bare tensor [C, D], or a dict as made by ``Vocabulary.state_dict``."""
+    """A bare tensor [C, D] ([D] for one class), or a dict of ``Vocabulary.state_dict``."""
     content = load_plain(path)
     if isinstance(content, Tensor):
-        return VocabularyParts(embeddings_CD=content)
+        # RegionCLIP's files of a single concept are [D]
+        return VocabularyParts(embeddings_CD=content[None] if content.ndim == 1 else content)
     if not isinstance(content, Mapping) or not {"names", "embeddings"} & content.keys():
         raise VocabularyError(
             f"holds a {type(content).__name__} without names or embeddings",

@@ -146,6 +146,8 @@ def _add_pretraining(clip: CfgNode) -> None:
     # ours: temperature of the teacher's softmax, 0.01 as published whatever CLSS_TEMP is; a CLIP
     # that was trained with another wants its own
     add_default(clip, "TEACHER_TEMP", 0.01)
+    # ours: pretrain without weights for encoders and RPN (experiments from scratch, tests)
+    add_default(clip, "ALLOW_RANDOM_INIT", False)
     # ours: proposals of `prepare_data.py proposals`, for CROP_REGION_TYPE FILE
     add_default(clip, "PROPOSAL_FILE", "")
 
@@ -159,7 +161,7 @@ def _add_soft_nms(heads: CfgNode) -> None:
 
 def _add_image_text_data(cfg: CfgNode) -> None:
     add_default(cfg, "INPUT_DIR", "./datasets/custom_images")  # pictures of the extraction tools
-    add_default(cfg.INPUT, "TEXT_TOKENIZER", "openai_bpe")  # the only one
+    add_default(cfg.INPUT, "TEXT_TOKENIZER", "openai_bpe")  # others are refused
     add_default(cfg.DATASETS, "FACTORY_TRAIN", ())  # reader of each entry of DATASETS.TRAIN
     add_default(cfg.DATASETS, "PATH_TRAIN", ())  # files or folders of each entry, joined by "+"
     aug = add_node(cfg, "AUG")

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from detectron2.config import CfgNode
 
 from ext_common.errors import ConfigError
 from ext_common.registries import CONFIG_CHECK_REGISTRY
 from regionclip_ext.modeling.encoder_shapes import encoder_shape
-from regionclip_ext.modeling.pretrain.config_checks import check_rpn_pixels
+from regionclip_ext.modeling.pretrain.config_checks import (
+    check_files,
+    check_pooler,
+    check_rpn_pixels,
+)
 from regionclip_ext.modeling.regions.offline import offline_config
 from regionclip_ext.modeling.soft_nms import SoftNMSOptions
 
 DETECTOR = "CLIPFastRCNN"
 _REGIONS = ("GT", "RPN")
 _REGION_KEY = "MODEL.CLIP.CROP_REGION_TYPE"
+# CLIP's, times 255
+_MEAN_255 = [122.7709383, 116.7460125, 104.09373615]
+_STD_255 = [68.5005327, 66.6321579, 70.32316305]
 
 
 @CONFIG_CHECK_REGISTRY.register()
 def check_regionclip(cfg: CfgNode, training: bool) -> None:
-    """Check the detector's keys; pretraining has checks of its own.
+    """Check the detectors' keys; pretraining has checks of its own.
 
     Raises:
         ConfigError: naming the keys and what to change.
     """
+    _check_plain_pixels(cfg)
     if cfg.MODEL.META_ARCHITECTURE != DETECTOR:
         return
     _check_encoder(cfg)
@@ -33,6 +39,19 @@ def check_regionclip(cfg: CfgNode, training: bool) -> None:
     _check_class_specific_parts(cfg)
     if training:
         _check_training(cfg)
+
+
+def _check_plain_pixels(cfg: CfgNode) -> None:
+    """detectron2's own model subtracts and divides, and does nothing else to values up to 255."""
+    model = cfg.MODEL
+    clip = model.BACKBONE.NAME.startswith("build_clip_resnet_")
+    if model.META_ARCHITECTURE == "GeneralizedRCNN" and clip and sum(model.PIXEL_MEAN) < 3:
+        raise ConfigError(
+            f"PIXEL_MEAN {list(model.PIXEL_MEAN)} is for values from 0 to 1; GeneralizedRCNN gets "
+            "them from 0 to 255",
+            where="MODEL.PIXEL_MEAN",
+            fix=f"set it to {_MEAN_255}, and MODEL.PIXEL_STD to {_STD_255}",
+        )
 
 
 def _check_encoder(cfg: CfgNode) -> None:
@@ -44,14 +63,7 @@ def _check_encoder(cfg: CfgNode) -> None:
     if not clip.USE_TEXT_EMB_CLASSIFIER:
         return
     if cfg.MODEL.BACKBONE.NAME == "build_clip_resnet_backbone":
-        size = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
-        if size != shape.roi_side:  # pitfall 11.15
-            raise ConfigError(
-                f"{size} x {size} regions give the attention pool {(size // 2) ** 2 + 1} tokens, "
-                f"it has positions for {shape.pool_side**2 + 1}",
-                where="MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION",
-                fix=f"{shape.roi_side} for this encoder",
-            )
+        check_pooler(cfg)
     if shape.embed_dim != clip.TEXT_EMB_DIM:
         raise ConfigError(
             f"the image encoder embeds in {shape.embed_dim} dimensions, "
@@ -72,9 +84,8 @@ def _check_regions(cfg: CfgNode) -> None:
         )
     if clip.CROP_REGION_TYPE == "RPN":
         check_rpn_pixels(offline_config(cfg), str(clip.OFFLINE_RPN_CONFIG))
-    for key in ("BB_RPN_WEIGHTS", "ENCODER_WEIGHTS"):
-        if clip[key] and not Path(clip[key]).expanduser().is_file():
-            raise ConfigError(f"no such file: {clip[key]}", where=f"MODEL.CLIP.{key}")
+        check_files(cfg, "BB_RPN_WEIGHTS")
+    check_files(cfg, "ENCODER_WEIGHTS")
 
 
 def _check_inference(cfg: CfgNode) -> None:

@@ -33,7 +33,8 @@ def read_concepts(path: str | Path) -> list[Concept]:
     path = Path(path)
     where = printable(path)
     try:
-        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        # -sig: a byte order mark is no part of the first name
+        lines = path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
     except FileNotFoundError as error:
         raise VocabularyError("no such file", where=where, fix="check the path") from error
     except (OSError, UnicodeDecodeError) as error:

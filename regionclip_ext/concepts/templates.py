@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ext_common.errors import VocabularyError
+from ext_common.vocabulary_prompts import fill, lvis_name
+
+__all__ = ["SCENE_TEMPLATES", "checked_templates", "fill", "imagenet_templates", "lvis_name"]
 
 SCENE_TEMPLATES = ("a photo of {}.", "a picture of {}.", "there is {} in the scene.", "{}.")
 """For images that are described by tags; our own choice."""
@@ -31,13 +34,3 @@ def checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
     if not templates:
         raise VocabularyError("no templates", fix="'{}.' is the bare name")
     return tuple(templates)
-
-
-def fill(template: str, name: str) -> str:
-    """A prompt: the template with a name, without commas and with blanks for plus signs."""
-    return template.replace("{}", name.replace(",", "").replace("+", " "))
-
-
-def lvis_name(name: str) -> str:
-    """An LVIS category's name as the published embeddings write it."""
-    return name.replace("_", " ").replace("(", "").replace(")", "")

@@ -103,9 +103,8 @@ def _detect_soft(
     finite_R = boxes_RX.isfinite().all(dim=1) & scores_RK.isfinite().all(dim=1)
     wanted_RC = (scores_RK[:, :-1] > options.score_threshold) & finite_R[:, None]
     rows_N, classes_N = wanted_RC.nonzero(as_tuple=True)
-    boxes = Boxes(
-        boxes_RX.reshape(len(boxes_RX), -1, 4)[rows_N, classes_N * (boxes_RX.shape[1] > 4)]
-    )
+    own = boxes_RX.shape[1] // 4  # boxes per region: one, or one of every class
+    boxes = Boxes(boxes_RX.view(len(boxes_RX), own, 4)[rows_N, classes_N * (own > 1)])
     boxes.clip(image_size)
     keep_K, scores_K = soft_nms(
         boxes.tensor, scores_RK[rows_N, classes_N], classes_N, soft, options.max_detections

@@ -32,7 +32,7 @@ class RegionClassificationLoss(nn.Module):
         self.background_weight = background_weight
 
     def forward(self, logits_RK: Tensor, labels_R: Tensor) -> Tensor:
-        """Scalar, float32 or wider; 0 without regions.
+        """Scalar, float32 or wider; 0 without regions, and where all weights are 0.
 
         Args:
             logits_RK: background last; K >= 2.
@@ -47,7 +47,8 @@ class RegionClassificationLoss(nn.Module):
         if self.gamma is not None:
             loss_R = loss_R * torch.exp(-self.gamma * F.softplus(-margin_R))
             return (loss_R * weight_R).mean()
-        return (loss_R * weight_R).sum() / weight_R.sum()
+        total = weight_R.sum()  # 0 where all regions are background of weight 0
+        return (loss_R * weight_R).sum() / torch.where(total > 0, total, torch.ones_like(total))
 
     def _weights(self, logits_RK: Tensor, labels_R: Tensor) -> Tensor:
         ones_R = torch.ones_like(logits_RK[:, 0])

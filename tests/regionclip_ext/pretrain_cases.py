@@ -149,6 +149,7 @@ def random_config(folder: Path, options: Sequence[tuple[str, Any]] = ()) -> CfgN
             ("CLIP.CROP_REGION_TYPE", "RANDOM"),
             ("CLIP.PRETRAIN_SAMPLE_REGIONS", 6),
             ("CLIP.CONCEPT_THRES", 0.1),
+            ("CLIP.ALLOW_RANDOM_INIT", True),
             ("CLIP.TEACHER_CONCEPT_POOL_EMB", str(folder / "teacher.pth")),
             *options,
         ],

@@ -119,6 +119,19 @@ def test_no_regions_give_a_loss_of_zero_with_a_gradient() -> None:
     assert loss.item() == 0
 
 
+@pytest.mark.parametrize("gamma", [None, 0.5])
+def test_nothing_but_background_of_weight_0_is_a_loss_of_zero_with_a_gradient(
+    gamma: float | None,
+) -> None:
+    """The published weighted mean is 0 / 0 here."""
+    logits = torch.randn(4, 3, requires_grad=True)
+    loss = RegionClassificationLoss(gamma=gamma, background_weight=0.0)(logits, torch.full((4,), 2))
+    (65536 * loss).backward()  # as with loss scaling
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert torch.equal(logits.grad, torch.zeros(4, 3))
+
+
 def test_configured_embeddings_win_over_a_checkpoints() -> None:
     """Specification 10: of the same shape or not."""
     configured = torch.randn(3, 8)

@@ -53,6 +53,8 @@ def test_list_of_the_authors_and_of_ours(tmp_path: Path) -> None:
     write_concepts(file, concepts)
     assert read_concepts(file) == concepts
     assert names_of(concepts) == ["man", "fire hydrant", "sky"]
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())  # as some editors save it
+    assert read_concepts(file) == concepts
 
 
 @pytest.mark.parametrize(
@@ -184,3 +186,9 @@ def test_embedding_files_go_both_ways(tmp_path: Path) -> None:
     assert torch.equal(vocabulary.embeddings_CD, emb)
     write_embeddings(tmp_path / "one.pth", names[:1], emb[:1], "clip")
     assert torch.load(tmp_path / "one.pth", weights_only=True).shape == (8,)  # as published
+    one = Vocabulary.from_file(tmp_path / "one.pth")
+    assert one.names == ("cat",)
+    assert torch.equal(one.embeddings_CD, emb[:1])
+    assert len(Vocabulary.from_file(tmp_path / "one.pth", generate_names=True)) == 1
+    with pytest.raises(VocabularyError, match=r"shape \[1, 8\] for 3 names"):
+        Vocabulary.from_file(tmp_path / "one.pth", names=names)

@@ -9,16 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from ext_common.config import load_config
+from ext_common.drawing import draw_detections
 from ext_common.errors import DatasetError
 from ext_common.modeling.build import build_model
+from ext_common.results import Detections
 from regionclip_ext.extraction.chosen_results import choose, read_results
 from regionclip_ext.extraction.pictures import output_paths
 from regionclip_ext.extraction.region_features import region_features
 from tests.regionclip_ext.pair_files import picture
 from tests.regionclip_ext.tiny_detector import CONFIGS, DIM, tiny_options
+from tools.prepare import draw_results
 from tools.prepare_data import main
 
 NAMES = "cat,dog,remote control"
@@ -115,6 +119,45 @@ def test_tool_writes_a_file_per_picture_once(
     assert "0 of 2 pictures were new" in capsys.readouterr().out
 
 
+def test_features_of_other_settings_are_refused_or_made_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures, output = tmp_path / "pictures", tmp_path / "out"
+    pictures.mkdir()
+    (pictures / "a.png").write_bytes(picture(1))
+    torch.manual_seed(1)
+    cfg = load_config(CONFIGS / "zeroshot_RN50.yaml", _options(tmp_path))
+    for name in ("one.pth", "other.pth"):
+        torch.save({"model": build_model(cfg).state_dict()}, tmp_path / name)
+
+    def extract(*words: str, weights: str = "one.pth", names: str = NAMES, size: int = 64) -> int:
+        fixed = ["region-features", "--config-file", str(CONFIGS / "zeroshot_RN50.yaml")]
+        fixed += ["--images", str(pictures), "--output", str(output), "--vocabulary", names]
+        options = _options(tmp_path, INPUT__MIN_SIZE_TEST=size)
+        return main([*fixed, "--weights", str(tmp_path / weights), *words, *options])
+
+    assert extract() == 0
+    before = (output / "a.pth").read_bytes()
+    capsys.readouterr()
+    assert extract(names="cat, dog") == 1
+    message = capsys.readouterr().err
+    for part in ("MODEL.VOCABULARY was 'cat,dog,remote control', is 'cat, dog'", "--overwrite"):
+        assert part in message
+    assert extract(weights="other.pth") == 1
+    assert "weights was 'one.pth" in capsys.readouterr().err
+    assert extract(size=48) == 1
+    assert "INPUT.MIN_SIZE_TEST was 64, is 48" in capsys.readouterr().err
+    assert extract("--format", ".npz", names="cat, dog") == 1  # one folder, one kind of features
+    assert (output / "a.pth").read_bytes() == before
+    assert extract("--overwrite", names="cat, dog") == 0
+    assert torch.load(output / "a.pth", weights_only=True)["probs"].shape[1] == 3
+    assert extract(names="cat, dog") == 0
+    assert "0 of 1 pictures were new" in capsys.readouterr().out
+    (output / "region_features.json").unlink()
+    assert extract(names="cat, dog") == 1
+    assert "no region_features.json" in capsys.readouterr().err
+
+
 def _prediction(
     box: list[float], score: float, category: int = 1, image: int = 0
 ) -> dict[str, Any]:
@@ -137,7 +180,9 @@ def test_unique_boxes_are_drawn_once_and_small_ones_not() -> None:
     assert len(choose(predictions, threshold=0.05, unique=True, smallest=10, most=3)) == 1
 
 
-def test_results_are_drawn_on_the_pictures_of_their_dataset(tmp_path: Path) -> None:
+def test_results_are_drawn_on_the_pictures_of_their_dataset(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(picture(1, (200, 160)))
     annotations = {
@@ -159,6 +204,52 @@ def test_results_are_drawn_on_the_pictures_of_their_dataset(tmp_path: Path) -> N
     assert len(colours) > 3  # more than the picture has
     results.write_text(json.dumps([_prediction([0, 0, 1, 1], 0.9, 4, image=5)]))
     assert main(words) == 1
+    results.write_text(json.dumps([_prediction([0, 0, 1, 1], 0.9, 5)]))
+    assert main(words) == 1
+    assert "1 category ids are not in drawn_results, the first is 5" in capsys.readouterr().err
     results.write_text("{}")
     with pytest.raises(DatasetError, match="no list of predictions"):
         read_results(results)
+
+
+def test_lvis_results_are_drawn_under_their_names_and_folders_stay_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = ("train/1.png", "val/1.jpg", "val/1.png", "val/2.png")
+    for place in places:
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 48)).save(tmp_path / place)
+    names = ["aerosol_can", "bat", "cat"]
+    records = [
+        {"file_name": str(tmp_path / place), "image_id": key, "height": 48, "width": 64}
+        for key, place in enumerate(places)
+    ]
+    annotations = {
+        "images": [{"id": key, "height": 48, "width": 64} for key in range(len(places))],
+        "categories": [{"id": 1 + row, "name": name} for row, name in enumerate(names)],
+    }
+    (tmp_path / "ann.json").write_text(json.dumps(annotations))
+    name = f"lvis_to_draw_{tmp_path.name}"
+    DatasetCatalog.register(name, lambda: records)
+    # as detectron2 registers LVIS: no thing_dataset_id_to_contiguous_id
+    MetadataCatalog.get(name).set(thing_classes=names, json_file=str(tmp_path / "ann.json"))
+    results = tmp_path / "results.json"
+    results.write_text(
+        json.dumps([_prediction([5, 5, 20, 20], 0.9, min(1 + key, 3), key) for key in range(4)])
+    )
+    seen = []
+
+    def spy(picture: Any, found: Detections) -> Any:
+        seen.append([found.class_names[row] for row in found.class_ids_R])
+        return draw_detections(picture, found)
+
+    monkeypatch.setattr(draw_results, "draw_detections", spy)
+    words = ["--input", str(results), "--output", str(tmp_path / "out"), "--dataset", name]
+    try:
+        assert main(["draw-results", *words]) == 0
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    assert seen == [["aerosol_can"], ["bat"], ["cat"], ["cat"]]
+    drawn = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png"))
+    assert drawn == ["train/1.png", "val/1.jpg.png", "val/1.png.png", "val/2.png"]

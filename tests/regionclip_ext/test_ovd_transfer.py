@@ -163,6 +163,32 @@ def test_impossible_settings_are_refused(
         validate_config(tiny_config(tmp_path, **keys), training=True)
 
 
+def test_a_file_of_the_rpn_is_not_asked_for_where_regions_are_ground_truth(tmp_path: Path) -> None:
+    """Published commands switch a file with an RPN to GT."""
+    keys: dict[str, object] = {"MODEL__CLIP__BB_RPN_WEIGHTS": "nowhere.pth"}
+    validate_config(
+        tiny_config(tmp_path, MODEL__CLIP__CROP_REGION_TYPE="GT", **keys), training=False
+    )
+    with pytest.raises(ConfigError, match="BB_RPN_WEIGHTS: no such file: nowhere.pth"):
+        validate_config(tiny_config(tmp_path, **keys), training=False)
+
+
+@pytest.mark.parametrize("stem", ["C4", "FPN"])
+def test_plain_baselines_give_clip_the_pixels_it_was_trained_on(stem: str, tmp_path: Path) -> None:
+    size = {"FPN": 7, "C4": 4}[stem]
+    keys: dict[str, object] = {"MODEL__ROI_BOX_HEAD__POOLER_RESOLUTION": size}
+    cfg = tiny_config(tmp_path, f"rcnn_coco_RN50_{stem}.yaml", **keys)
+    check_regionclip(cfg, True)
+    white = torch.full((3, 32, 32), 255, dtype=torch.uint8)
+    plain = build_model(cfg).preprocess_image([{"image": white}]).tensor
+    mean, std = (torch.tensor(load_config(CONFIGS / "Base_C4.yaml").MODEL[k])
+                 for k in ("PIXEL_MEAN", "PIXEL_STD"))  # fmt: skip
+    torch.testing.assert_close(plain[0, :, 0, 0], (1 - mean) / std)
+    cfg.MODEL.PIXEL_MEAN = mean.tolist()
+    with pytest.raises(ConfigError, match="for values from 0 to 1; .*122.7709383.* to .*68.5005"):
+        check_regionclip(cfg, True)
+
+
 def test_embeddings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "emb.pth"
     for shape, message in (((3, 8), "8 wide"), ((4, 16), "has 4 classes")):

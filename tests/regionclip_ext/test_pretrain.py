@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from ext_common.config import get_config, validate_config
+from ext_common.config import finish_config, get_config, load_config, validate_config
 from ext_common.errors import ConfigError, DatasetError
 from regionclip_ext.modeling.pretrain.batch import PretrainBatch
-from regionclip_ext.modeling.pretrain.config_checks import check_rpn_pixels
+from regionclip_ext.modeling.pretrain.config_checks import check_pretraining, check_rpn_pixels
 from regionclip_ext.modeling.pretrain.region_sources import sample_regions
 from regionclip_ext.modeling.regions.source import as_regions
+from tests.regionclip_ext.golden_models import CONFIGS
 from tests.regionclip_ext.pretrain_cases import offline_yaml, random_config
 from tests.regionclip_ext.pretrain_runs import batch_of_two, build_pretraining, step_losses
 
@@ -129,6 +130,17 @@ def test_a_valid_configuration_passes(tmp_path: Path) -> None:
             [("CLIP.CROP_REGION_TYPE", "FILE"), ("CLIP.PROPOSAL_FILE", "nowhere")],
             "nowhere: no precomputed proposals",
         ),
+        ([("ROI_BOX_HEAD.POOLER_RESOLUTION", 14)], "ROI_BOX_HEAD.POOLER_R.* 50 tokens.*5 .4 for"),
+        ([("CLIP.TEACHER_POOLER_RESOLUTION", 14)], "CLIP.TEACHER_POOLER_R.* 50 tokens.*10 .6 for"),
+        ([("ROI_HEADS.NAME", "Res5ROIHeads")], "ROI_HEADS.NAME: Res5.*to PretrainRes5ROIHeads"),
+        ([("CLIP.CROP_REGION_TYPE", "GT")], "CROP_REGION_TYPE: 'GT' .*RPN, RANDOM, GRID, FILE"),
+        ([("CLIP.CROP_REGION_TYPE", "RPN")], "OFFLINE_RPN_CONFIG"),
+        ([("CLIP.ENCODER_WEIGHTS", "no.pt")], "CLIP.ENCODER_WEIGHTS: no such file: no.pt"),
+        ([("CLIP.TEACHER_ENCODER_WEIGHTS", "no.pt")], "TEACHER_ENCODER_WEIGHTS: no such file"),
+        (
+            [("CLIP.CROP_REGION_TYPE", "RPN"), ("CLIP.BB_RPN_WEIGHTS", "no.pt")],
+            "BB_RPN_WEIGHTS: no such file: no.pt",
+        ),
     ],
     ids=[
         "teacher pool",
@@ -139,6 +151,14 @@ def test_a_valid_configuration_passes(tmp_path: Path) -> None:
         "temperature",
         "eot",
         "proposals",
+        "pooler",
+        "teacher pooler",
+        "head",
+        "regions",
+        "detector",
+        "encoder file",
+        "teacher file",
+        "rpn file",
     ],
 )
 def test_bad_settings_are_named_before_training(
@@ -166,6 +186,73 @@ def test_loader_and_picture_format_are_checked(tmp_path: Path) -> None:
         validate_config(cfg, training=True)
     with pytest.raises(ConfigError, match="detects nothing"):
         validate_config(random_config(tmp_path), training=False)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("AUG.USE_TIMM", True),
+        ("AUG.TIMM_AUG.USE_LOADER", True),
+        ("AUG.TIMM_AUG.USE_TRANSFORM", True),
+        ("INPUT.TEXT_TOKENIZER", "bert"),
+    ],
+)
+def test_published_keys_that_would_have_no_effect_are_refused(
+    tmp_path: Path, key: str, value: Any
+) -> None:
+    cfg = random_config(tmp_path)
+    cfg.merge_from_list([key, value])
+    with pytest.raises(ConfigError, match=f"^{key}: .*{value}"):
+        validate_config(cfg, training=True)
+
+
+def test_random_encoders_and_a_random_rpn_must_be_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "rpn.yaml").write_text(offline_yaml())
+    weights = tmp_path / "clip.pt"
+    weights.touch()
+    rpn = [
+        ("CLIP.CROP_REGION_TYPE", "RPN"),
+        ("CLIP.OFFLINE_RPN_CONFIG", str(tmp_path / "rpn.yaml")),
+    ]
+    validate_config(random_config(tmp_path, rpn), training=True)
+    strict = [("CLIP.ALLOW_RANDOM_INIT", False)]
+    with pytest.raises(ConfigError, match="CLIP.ENCODER_WEIGHTS, MODEL.WEIGHTS: .*RN50.pt"):
+        validate_config(random_config(tmp_path, strict), training=True)
+    encoder = ("CLIP.ENCODER_WEIGHTS", str(weights))
+    for named in (encoder, ("WEIGHTS", str(weights))):
+        validate_config(random_config(tmp_path, [*strict, named]), training=True)
+    with pytest.raises(ConfigError, match="CLIP.BB_RPN_WEIGHTS, MODEL.WEIGHTS: .*rpn_lvis_866"):
+        validate_config(random_config(tmp_path, [*strict, *rpn, encoder]), training=True)
+    for named in (("CLIP.BB_RPN_WEIGHTS", str(weights)), ("WEIGHTS", str(weights))):
+        validate_config(random_config(tmp_path, [*strict, *rpn, encoder, named]), training=True)
+
+
+def test_pretraining_on_pairs_takes_their_loader(tmp_path: Path) -> None:
+    """Published files leave SAMPLER_TRAIN out."""
+    cfg = random_config(tmp_path)
+    cfg.DATALOADER.SAMPLER_TRAIN = get_config().DATALOADER.SAMPLER_TRAIN
+    finish_config(cfg, training=True)
+    assert cfg.DATALOADER.SAMPLER_TRAIN == "ImageTextPairs"
+    validate_config(cfg, training=True)
+    for change in (
+        ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"],
+        ["DATALOADER.SAMPLER_TRAIN", "TrainingSampler", "DATASETS.FACTORY_TRAIN", ()],
+        ["DATALOADER.SAMPLER_TRAIN", "TrainingSampler", "MODEL.META_ARCHITECTURE", "CLIPFastRCNN"],
+    ):
+        cfg.merge_from_list(change)
+        finish_config(cfg, training=True)
+        assert change[1] == cfg.DATALOADER.SAMPLER_TRAIN
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("pretrain*")), ids=lambda path: path.stem)
+def test_published_configurations_have_sizes_that_belong_together(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(CONFIGS.parents[1])  # the offline branch's file is named from there
+    pool = tmp_path / "pool.pth"
+    torch.save(torch.randn(3, 640 if "x4" in path.stem else 1024), pool)
+    options = ["MODEL.CLIP.CONCEPT_POOL_EMB", str(pool), "MODEL.CLIP.ALLOW_RANDOM_INIT", "True"]
+    check_pretraining(load_config(path, options), True)
 
 
 @pytest.mark.parametrize(

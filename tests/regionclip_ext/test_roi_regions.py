@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,6 +82,28 @@ def test_ground_truth_is_looked_up_in_the_test_set_and_scaled() -> None:
             regions.propose([{**item, "image_id": 8}], "cpu")
     finally:
         DatasetCatalog.remove(NAME)
+
+
+def test_test_sets_that_count_alike_are_told_apart_by_their_files() -> None:
+    def records(file: str, width: int) -> list[dict[str, Any]]:
+        box = {"bbox": [0, 0, width, 5], "bbox_mode": BoxMode.XYWH_ABS}
+        return [{"image_id": 1, "file_name": file, "annotations": [box]}]
+
+    sets = {"cats": ("cats/1.jpg", 5), "dogs": ("dogs/1.jpg", 7), "again": ("dogs/1.jpg", 9)}
+    for name, (file, width) in sets.items():
+        DatasetCatalog.register(f"gt_{name}", partial(records, file, width))
+    item = {"image": torch.zeros(3, 10, 10), "image_id": 1, "height": 10, "width": 10}
+    try:
+        regions = GroundTruthRegions(["gt_cats", "gt_dogs"])
+        for file, width in (("cats/1.jpg", 5), ("dogs/1.jpg", 7)):
+            (found,) = regions.propose([{**item, "file_name": file}], "cpu")
+            assert found.proposal_boxes.tensor.tolist() == [[0, 0, width, 5]]
+        both = GroundTruthRegions(["gt_dogs", "gt_again"])
+        with pytest.raises(DatasetError, match="gt_dogs and gt_again have other boxes for image 1"):
+            both.propose([{**item, "file_name": "dogs/1.jpg"}], "cpu")
+    finally:
+        for name in sets:
+            DatasetCatalog.remove(f"gt_{name}")
 
 
 def test_the_frozen_branch_stays_in_evaluation_mode_without_gradients(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ext_common.errors import ConfigError
+from regionclip_ext.modeling.detections import DetectionOptions, detect
 from regionclip_ext.modeling.soft_nms import METHODS, SoftNMSOptions, soft_nms
 from tests.golden_cases import golden_arrays
 
@@ -82,6 +83,17 @@ def test_stopping_early_gives_the_first_of_all(limit: int) -> None:
     first, first_scores = soft_nms(boxes, scores, ids, options, limit)
     assert first.tolist() == keep[:limit].tolist()
     torch.testing.assert_close(first_scores, lowered[:limit])
+
+
+@pytest.mark.parametrize("width", [4, 12], ids=["one box", "a box per class"])
+@pytest.mark.parametrize("soft", [None, SoftNMSOptions()], ids=["hard", "soft"])
+def test_an_image_without_regions_has_no_detections(
+    width: int, soft: SoftNMSOptions | None
+) -> None:
+    options = DetectionOptions(soft=soft)
+    found, rows = detect(torch.zeros(0, width), torch.zeros(0, 4), (20, 30), options)
+    assert len(found) == len(rows) == 0
+    assert found.pred_boxes.tensor.shape == (0, 4)
 
 
 def test_no_boxes_and_an_unknown_method() -> None:

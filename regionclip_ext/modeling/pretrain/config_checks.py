@@ -1,21 +1,46 @@
-"""Pretraining settings that cannot work, refused before anything is built.
+"""Pretraining settings that follow from others, or cannot work and are refused before building.
 
-Encoders, kinds of regions and files are checked by ``regionclip_ext.config_checks``.
+``regionclip_ext.config_checks`` does the same for detectors, with some of these checks.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from detectron2.config import CfgNode
 
 from ext_common.errors import ConfigError
-from ext_common.registries import CONFIG_CHECK_REGISTRY
+from ext_common.registries import CONFIG_CHECK_REGISTRY, FINISH_CONFIG_REGISTRY
 from regionclip_ext.data.pair_loader import stored_proposals
 from regionclip_ext.data.pair_names import SAMPLER_NAME
+from regionclip_ext.modeling.encoder_shapes import encoder_shape
 from regionclip_ext.modeling.pretrain.concept_pools import ConceptPools
 from regionclip_ext.modeling.pretrain.options import PretrainOptions
+from regionclip_ext.modeling.pretrain.region_head import PretrainRes5ROIHeads
+from regionclip_ext.modeling.pretrain.region_sources import REGION_TYPES
 from regionclip_ext.modeling.regions.offline import offline_config
 
 META_ARCHITECTURE = "PretrainFastRCNN"
+_HEAD = PretrainRes5ROIHeads.__name__
+_DEFAULT_SAMPLER = "TrainingSampler"  # of detectron2
+_TOKENIZER = "openai_bpe"
+_SCRATCH = "to train from scratch, set MODEL.CLIP.ALLOW_RANDOM_INIT True"
+
+
+@FINISH_CONFIG_REGISTRY.register()
+def finish_pretraining(cfg: CfgNode, training: bool) -> None:
+    """Take the loader of pairs where the data are pairs: published files name no loader.
+
+    Args:
+        cfg: changed in place.
+        training: of no effect.
+    """
+    if (
+        cfg.MODEL.META_ARCHITECTURE == META_ARCHITECTURE
+        and cfg.DATASETS.FACTORY_TRAIN
+        and cfg.DATALOADER.SAMPLER_TRAIN == _DEFAULT_SAMPLER
+    ):
+        cfg.DATALOADER.SAMPLER_TRAIN = SAMPLER_NAME
 
 
 @CONFIG_CHECK_REGISTRY.register()
@@ -35,6 +60,8 @@ def check_pretraining(cfg: CfgNode, training: bool) -> None:
         )
     PretrainOptions.from_config(cfg)  # temperatures, number of regions
     _check_data(cfg)
+    _check_encoders(cfg)
+    _check_weights(cfg)
     if cfg.MODEL.CLIP.CONCEPT_POOL_EMB:
         _check_regions(cfg)
     ConceptPools.from_config(cfg)  # files, widths and numbers of concepts
@@ -47,11 +74,12 @@ def _check_data(cfg: CfgNode) -> None:
             where="DATALOADER.SAMPLER_TRAIN",
             fix=f"set it to {SAMPLER_NAME}",
         )
-    if len(cfg.AUG.TRAIN.IMAGE_SIZE) != 1:
+    _check_augmentation(cfg)
+    if cfg.INPUT.TEXT_TOKENIZER != _TOKENIZER:
         raise ConfigError(
-            f"a random resized crop to {list(cfg.AUG.TRAIN.IMAGE_SIZE)} is not supported",
-            where="AUG.TRAIN.IMAGE_SIZE",
-            fix="give the shorter side alone, such as [800], and AUG.TRAIN.MAX_SIZE 1333",
+            f"unknown tokenizer {cfg.INPUT.TEXT_TOKENIZER!r}",
+            where="INPUT.TEXT_TOKENIZER",
+            fix=f"{_TOKENIZER}, the one of CLIP's text encoders",
         )
     if cfg.INPUT.FORMAT != "RGB":
         raise ConfigError(
@@ -68,16 +96,121 @@ def _check_data(cfg: CfgNode) -> None:
         )
 
 
+def _check_augmentation(cfg: CfgNode) -> None:
+    if len(cfg.AUG.TRAIN.IMAGE_SIZE) != 1:
+        raise ConfigError(
+            f"a random resized crop to {list(cfg.AUG.TRAIN.IMAGE_SIZE)} is not supported",
+            where="AUG.TRAIN.IMAGE_SIZE",
+            fix="give the shorter side alone, such as [800], and AUG.TRAIN.MAX_SIZE 1333",
+        )
+    timm = cfg.AUG.TIMM_AUG
+    asked = {
+        "AUG.USE_TIMM": cfg.AUG.USE_TIMM,
+        "AUG.TIMM_AUG.USE_LOADER": timm.USE_LOADER,
+        "AUG.TIMM_AUG.USE_TRANSFORM": timm.USE_TRANSFORM,
+    }
+    for key, value in asked.items():
+        if value:
+            raise ConfigError(
+                f"{value}, but timm's augmentations are not supported",
+                where=key,
+                fix="set it False, as all published files do",
+            )
+
+
+def _check_encoders(cfg: CfgNode) -> None:
+    """Sizes and the head of student and teacher; without a pool there is no teacher."""
+    if cfg.MODEL.ROI_HEADS.NAME != _HEAD:
+        raise ConfigError(
+            f"{cfg.MODEL.ROI_HEADS.NAME} cannot pretrain",
+            where="MODEL.ROI_HEADS.NAME",
+            fix=f"set it to {_HEAD}",
+        )
+    check_pooler(cfg)
+    if cfg.MODEL.CLIP.CONCEPT_POOL_EMB:
+        check_pooler(cfg, teacher=True)
+
+
+def _check_weights(cfg: CfgNode) -> None:
+    """What is frozen must come from somewhere: random, it teaches noise without an error."""
+    clip, weights = cfg.MODEL.CLIP, cfg.MODEL.WEIGHTS
+    check_files(cfg, "ENCODER_WEIGHTS", "TEACHER_ENCODER_WEIGHTS")
+    if not (clip.ALLOW_RANDOM_INIT or weights or clip.ENCODER_WEIGHTS):
+        raise ConfigError(
+            "neither names a file: student, teacher and text encoder would be random",
+            where="MODEL.CLIP.ENCODER_WEIGHTS, MODEL.WEIGHTS",
+            fix="ENCODER_WEIGHTS: CLIP's file, such as models/RN50.pt; or WEIGHTS: that file or a "
+            f"RegionCLIP checkpoint; {_SCRATCH}",
+        )
+    if not clip.CONCEPT_POOL_EMB or clip.CROP_REGION_TYPE != "RPN":
+        return
+    check_files(cfg, "BB_RPN_WEIGHTS")
+    if not (clip.ALLOW_RANDOM_INIT or weights or clip.BB_RPN_WEIGHTS):
+        raise ConfigError(
+            "neither names a file: the RPN that gives the regions would be random",
+            where="MODEL.CLIP.BB_RPN_WEIGHTS, MODEL.WEIGHTS",
+            fix="BB_RPN_WEIGHTS: checkpoint of the detector of MODEL.CLIP.OFFLINE_RPN_CONFIG, such as "
+            f"models/rpn_lvis_866.pth; or WEIGHTS: a RegionCLIP checkpoint with it; {_SCRATCH}",
+        )
+
+
+def check_files(cfg: CfgNode, *keys: str) -> None:
+    """Files that keys of ``MODEL.CLIP`` name must exist.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    for key in keys:
+        name = cfg.MODEL.CLIP[key]
+        if name and not Path(name).expanduser().is_file():
+            raise ConfigError(
+                f"no such file: {name}",
+                where=f"MODEL.CLIP.{key}",
+                fix="paths are relative to the folder that the command is run in",
+            )
+
+
+def check_pooler(cfg: CfgNode, *, teacher: bool = False) -> None:
+    """Regions are pooled to the size that the encoder's attention pool takes (pitfall 11.15).
+
+    Args:
+        cfg: complete configuration.
+        teacher: check the pretraining teacher instead of the model's own encoder.
+
+    Raises:
+        ConfigError: another size, or an unknown encoder.
+    """
+    shape = encoder_shape(cfg, teacher=teacher)
+    size = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
+    where = "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION"
+    if teacher:
+        size = cfg.MODEL.CLIP.TEACHER_POOLER_RESOLUTION
+        where = "MODEL.CLIP.TEACHER_POOLER_RESOLUTION"
+    if size != shape.roi_side:
+        raise ConfigError(
+            f"{size} x {size} regions give the attention pool {(size // 2) ** 2 + 1} tokens, "
+            f"it has positions for {shape.pool_side**2 + 1}",
+            where=where,
+            fix=f"{shape.roi_side} for this encoder",
+        )
+
+
 def _check_regions(cfg: CfgNode) -> None:
     clip = cfg.MODEL.CLIP
+    if clip.CROP_REGION_TYPE not in REGION_TYPES:
+        raise ConfigError(
+            f"{clip.CROP_REGION_TYPE!r} are no regions for pretraining",
+            where="MODEL.CLIP.CROP_REGION_TYPE",
+            fix=f"one of {', '.join(REGION_TYPES)}",
+        )
     if clip.CONCEPT_THRES is None:
         raise ConfigError(
             "no confidence threshold for pseudo labels",
             where="MODEL.CLIP.CONCEPT_THRES",
             fix="0.1 is the published value",
         )
-    if clip.CROP_REGION_TYPE == "RPN" and clip.OFFLINE_RPN_CONFIG:
-        check_rpn_pixels(offline_config(cfg), clip.OFFLINE_RPN_CONFIG)
+    if clip.CROP_REGION_TYPE == "RPN":
+        check_rpn_pixels(offline_config(cfg), str(clip.OFFLINE_RPN_CONFIG))
     if clip.CROP_REGION_TYPE == "FILE" and clip.PROPOSAL_FILE:
         stored_proposals(cfg)
 
