@@ -75,8 +75,9 @@ def build_view_mapper(cfg: CfgNode, images: TrainingImages) -> ViewMapper:
         ConfigError, DatasetError: see :func:`build_view_loader`.
     """
     lookup = ProposalLookup(ProposalOptions.from_config(cfg))
-    roots = images.roots() if lookup.file is not None else ("",) * len(images.names)
+    roots = ("",) * len(images.names)
     if lookup.file is not None:
+        roots = images.roots()
         # half a minute for a million
         logger.info("looking up the proposals of %d images", len(images.records))
         for part, root in zip(images.records.parts, roots, strict=True):
