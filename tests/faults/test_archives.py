@@ -30,6 +30,7 @@ from ext_common.data.sampling import PermutationStream
 from ext_common.errors import ConfigError, DatasetError
 from ext_common.tar_list import write_tar_list
 from ext_common.tar_shards import TarDataset, TarRecordReader
+from tests.child_processes import left_behind
 from tests.dist.tiny_training import write_run
 from tests.ext_common.annotation_files import content, write
 from tests.ext_common.tar_files import add, images_tar, jpeg, write_tar
@@ -237,6 +238,7 @@ def test_case_23_a_read_that_stalls_is_named(
 
     run = write_run(tmp_path)
     monkeypatch.setattr(mapper_module, "read_image", stalling)
+    others = multiprocessing.active_children()
     started = time.monotonic()
     assert train(run, "DATALOADER.NUM_WORKERS", "2", "DATALOADER.TIMEOUT_SECONDS", "5") == 1
     assert time.monotonic() - started < 600
@@ -244,4 +246,4 @@ def test_case_23_a_read_that_stalls_is_named(
     assert "images/3.png: has been read for more than 5 seconds without an end" in line
     assert "check the disk or network that it is on" in line
     assert "raise DATALOADER.TIMEOUT_SECONDS (0 = no limit)" in line
-    assert not multiprocessing.active_children()
+    assert left_behind(others) == []
