@@ -65,10 +65,12 @@ setup(
     ],
     extras_require={
         "demo": ["opencv-contrib-python-headless>=4.10", "scikit-image>=0.22"],
+        "proposals": ["numba>=0.61", "opencv-contrib-python-headless>=4.10"],
         "dev": [
             "faster-coco-eval>=1.6",
             "hypothesis>=6",
             "mypy>=1.10",
+            "numba>=0.61",
             "opencv-contrib-python-headless>=4.10",
             "pytest>=8",
             "pytest-timeout>=2",

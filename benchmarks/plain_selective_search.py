@@ -1,4 +1,5 @@
-"""Selective search written down as the SoCo specification (1.1) says it, one region at a time.
+"""Selective search written down as the SoCo specification (1.1) says it: scikit-image's segmentation, then
+one region at a time.
 
 What ``soco_ext.proposals`` is compared with, for time (benchmarks) and for equal boxes (tests).
 """
@@ -11,8 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.color import rgb2hsv
 from skimage.feature import local_binary_pattern
+from skimage.segmentation import felzenszwalb
+
+from soco_ext.proposals.segmentation import SearchSettings
 
 Region = dict[str, Any]
+
+
+def plain_segment(image_HW3: NDArray[np.uint8], settings: SearchSettings) -> NDArray[np.integer]:
+    """Number of the segment of each pixel."""
+    labels: NDArray[np.integer] = felzenszwalb(
+        image_HW3 / 255.0, scale=settings.scale, sigma=settings.sigma, min_size=settings.min_size
+    )
+    return labels
 
 
 def plain_search(

@@ -131,6 +131,16 @@ def check_selective_search() -> Line:
     return Line("OpenCV", True, f"{cv2.__version__} with selective search", required=False)
 
 
+def check_numba() -> Line:
+    """Numba, for SoCo's proposals in the authors' form."""
+    try:
+        import numba
+    except ImportError as error:  # missing, or made for an older NumPy
+        fix = "pip install -U numba, or use OpenCV's proposals"
+        return Line("Numba", False, _first_line(error), fix, required=False)
+    return Line("Numba", True, numba.__version__, required=False)
+
+
 def check_clip() -> Line:
     """CLIP weights in the usual caches."""
     folders = [
@@ -181,6 +191,7 @@ OPTIONAL: tuple[Callable[[], Line], ...] = (
     check_cuda,
     check_compiled_ops,
     check_selective_search,
+    check_numba,
     check_clip,
     check_datasets,
 )

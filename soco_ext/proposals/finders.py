@@ -28,7 +28,8 @@ from soco_ext.proposals.published_json import (
     refuse_shared_keys,
 )
 from soco_ext.proposals.random_boxes import RandomBoxes
-from soco_ext.proposals.selective_search import SearchSettings, selective_search
+from soco_ext.proposals.segmentation import PUBLISHED_SEARCH, SearchSettings
+from soco_ext.proposals.selective_search import selective_search
 
 Image = NDArray[np.uint8]
 Rects = NDArray[np.number]
@@ -65,7 +66,7 @@ class ChecksNames(Protocol):
 class AuthorsSearch:
     """Selective search in the authors' form."""
 
-    settings: SearchSettings = SearchSettings()
+    settings: SearchSettings = PUBLISHED_SEARCH
     name: str = "authors"
     needs_pixels: bool = True
 

@@ -20,7 +20,8 @@ from soco_ext.proposals.filtering import BoxFilter
 from soco_ext.proposals.finders import filtered_boxes
 from soco_ext.proposals.generation import journal_of
 from soco_ext.proposals.proposal_file import open_proposals
-from soco_ext.proposals.selective_search import SearchSettings, selective_search
+from soco_ext.proposals.segmentation import SearchSettings
+from soco_ext.proposals.selective_search import selective_search
 from tests.ext_common.annotation_files import box, content, write
 from tests.ext_common.tar_files import write_tar
 from tests.soco_ext.scenes import scene, write_scenes

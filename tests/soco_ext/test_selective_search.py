@@ -10,12 +10,8 @@ from benchmarks.plain_selective_search import plain_search
 from ext_common.errors import ConfigError
 from soco_ext.proposals import merging
 from soco_ext.proposals import opencv_search as opencv
-from soco_ext.proposals.selective_search import (
-    SearchSettings,
-    search_segments,
-    segment,
-    selective_search,
-)
+from soco_ext.proposals.segmentation import SearchSettings, segment
+from soco_ext.proposals.selective_search import search_segments, selective_search
 from soco_ext.proposals.texture import binary_patterns
 from tests.golden_cases import golden_arrays
 from tests.soco_ext.scenes import scene

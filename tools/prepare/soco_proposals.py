@@ -40,7 +40,7 @@ from soco_ext.proposals.inputs import config_digest, content_digest, weights_dig
 from soco_ext.proposals.opencv_search import MODES, opencv_module
 from soco_ext.proposals.proposal_file import merge_files, open_proposals
 from soco_ext.proposals.published_json import empty_list_of, write_published
-from soco_ext.proposals.selective_search import SearchSettings
+from soco_ext.proposals.segmentation import SearchSettings, compiled_joining
 
 from .files import progress_bar
 
@@ -53,14 +53,10 @@ SOURCES = (
     "rpn",
 )
 
-_TOO_MANY = 2**31  # for the integers of the segmentation
 _RANGES = (
-    ("--scale", math.ulp(0.0), math.inf, "a number above 0"),
-    ("--sigma", 0, math.inf, "a number of at least 0"),
-    ("--min-size", 0, _TOO_MANY, f"a number of pixels from 0 to {_TOO_MANY - 1}"),
     ("--seed", 0, math.inf, "an integer of at least 0"),
     ("--most", 1, math.inf, "a number of boxes of at least 1"),
-    ("--workers", 0, _TOO_MANY, "a number of processes of at least 0"),
+    ("--workers", 0, math.inf, "a number of processes of at least 0"),
 )
 
 
@@ -148,6 +144,7 @@ def _finder(args: argparse.Namespace) -> tuple[Finder, dict[str, Any]]:
     """The source, and what the file should say about its settings."""
     if args.source == "authors":
         search = SearchSettings(args.scale, args.sigma, args.min_size)
+        compiled_joining()  # before the workers start, so that there is one message
         return AuthorsSearch(search), {
             "scale": args.scale,
             "sigma": args.sigma,
