@@ -18,6 +18,7 @@ def add_soco_config(cfg: CfgNode) -> None:
     _add_proposals(add_node(soco, "PROPOSALS"))
     _add_views(add_node(soco, "VIEWS"))
     _add_model(soco)
+    _add_pyramid(add_node(soco, "PYRAMID"))
     _add_schedule(add_node(soco, "SCHEDULE"))
     lars = add_node(cfg.SOLVER, "LARS")
     add_default(lars, "TRUST", 0.001)  # trust coefficient
@@ -93,6 +94,17 @@ def _add_model(soco: CfgNode) -> None:
     # steps after which the target stands still; 0 = SOLVER.MAX_ITER. The released code counts
     # images / batch * epochs without rounding an epoch down: 62556 for 100 epochs of ImageNet
     add_default(soco, "MOMENTUM_STEPS", 0)
+
+
+def _add_pyramid(node: CfgNode) -> None:
+    """Levels of the pyramid, as many as ``SOCO.VIEWS.AWARE_START`` to ``AWARE_END``."""
+    add_default(node, "START_LEVEL", 0)  # first map of the encoder that is used; 0 = C2
+    add_default(node, "END_LEVEL", -1)  # map after the last that is used; -1 = all
+    add_default(node, "NUM_OUTS", 4)  # levels; those beyond the maps are coarser and coarser
+    # how a coarser level is made: max_pool (every second pixel) | conv_on_input (convolution of
+    # the encoder's last map) | conv_on_output (of the pyramid's)
+    add_default(node, "EXTRA_LEVELS", "max_pool")
+    add_default(node, "RELU_BEFORE_EXTRA_CONVS", False)  # before all of them but the first
 
 
 def _add_schedule(node: CfgNode) -> None:

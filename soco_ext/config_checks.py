@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 
 from ext_common.errors import ConfigError
 from ext_common.registries import CONFIG_CHECK_REGISTRY
-from soco_ext.modeling.pyramid_model import RegionOptions
+from soco_ext.modeling.pyramid_model import RegionOptions, pyramid_levels
 from soco_ext.solver.schedule import WarmUp
 
 LOADER = "SoCoViews"
@@ -50,9 +50,10 @@ def _check_levels(cfg: CfgNode) -> None:
     RegionOptions(cfg.SOCO.LEVEL_USE, cfg.SOCO.POOLER_RESOLUTION)
     views = cfg.SOCO.VIEWS
     used = views.AWARE_END - views.AWARE_START
-    if used != 4:
+    outs = pyramid_levels(cfg).outs
+    if used != outs:
         raise ConfigError(
-            f"boxes go to {used} levels and the pyramid has 4 (P2 to P5)",
+            f"boxes go to {used} levels and the pyramid has {outs} (SOCO.PYRAMID.NUM_OUTS)",
             where="SOCO.VIEWS.AWARE_START, AWARE_END",
-            fix="set 0 and 4",
+            fix=f"set 0 and {outs}",
         )

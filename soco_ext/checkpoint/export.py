@@ -23,17 +23,21 @@ PARTS = ("backbone", "detector")
 _PREFIX = re.compile(r"^(module\.)?")
 _ENCODER = re.compile(r"encoder\.(.+)")
 _NECK = re.compile(r"neck\.(lateral|fpn)_convs\.(\d+)\.(conv|bn)\.(.+)")
+_LATERAL = re.compile(r"neck\.lateral_convs\.\d+\.conv\.weight")
 _HEAD = re.compile(r"head\.(conv|bn|fc)(\d+)\.(.+)")
 _STAGE = re.compile(r"layer(\d)\.(\d+)\.(.+)")
-_FINEST_LEVEL = 2
+RELEASED_LEVELS = range(2, 6)  # P2 to P5
 
 
-def detectron2_name(name: str, part: str = "detector") -> str | None:
+def detectron2_name(
+    name: str, part: str = "detector", levels: range = RELEASED_LEVELS
+) -> str | None:
     """The name that a tensor of a SoCo model has in detectron2; None for what is not exported.
 
     Args:
         name: with or without ``module.``.
         part: of :data:`PARTS`.
+        levels: P2 and so on, those of the pyramid that belong to a map of the encoder.
     """
     name = _PREFIX.sub("", name, count=1)
     if match := _ENCODER.fullmatch(name):
@@ -41,9 +45,11 @@ def detectron2_name(name: str, part: str = "detector") -> str | None:
     if part == "backbone":
         return None
     if match := _NECK.fullmatch(name):
+        if int(match[2]) >= len(levels):
+            return None  # a coarser level; detectron2's have no norms
         kind = "lateral" if match[1] == "lateral" else "output"
         norm = ".norm" if match[3] == "bn" else ""
-        return f"fpn_{kind}{int(match[2]) + _FINEST_LEVEL}{norm}.{match[4]}"
+        return f"fpn_{kind}{levels[int(match[2])]}{norm}.{match[4]}"
     if match := _HEAD.fullmatch(name):
         if match[1] == "bn":
             return f"box_head.conv{match[2]}.norm.{match[3]}"
@@ -51,9 +57,11 @@ def detectron2_name(name: str, part: str = "detector") -> str | None:
     return None
 
 
-def name_mapping(names: Iterable[str], part: str = "detector") -> dict[str, str]:
+def name_mapping(
+    names: Iterable[str], part: str = "detector", levels: range = RELEASED_LEVELS
+) -> dict[str, str]:
     """Names that are exported, each with its name in detectron2."""
-    pairs = ((name, detectron2_name(name, part)) for name in names)
+    pairs = ((name, detectron2_name(name, part, levels)) for name in names)
     return {name: new for name, new in pairs if new is not None}
 
 
@@ -67,7 +75,7 @@ def for_detectron2(tensors: Mapping[str, Tensor], part: str = "detector") -> Exp
     Raises:
         WeightsError: not a SoCo model.
     """
-    mapping = name_mapping(tensors, part)
+    mapping = name_mapping(tensors, part, levels_of(tensors))
     if not mapping:
         raise WeightsError(
             f"no name begins with encoder.: {', '.join(list(tensors)[:3])}",
@@ -75,6 +83,19 @@ def for_detectron2(tensors: Mapping[str, Tensor], part: str = "detector") -> Exp
         )
     renamed = {new: tensors[name] for name, new in mapping.items()}
     return ExportedWeights(renamed, by_suffix=True)
+
+
+def levels_of(tensors: Mapping[str, Tensor]) -> range:
+    """The levels of a pyramid that belong to a map of the encoder, by the widths of both."""
+    shapes = {_PREFIX.sub("", name, count=1): value.shape for name, value in tensors.items()}
+    laterals = [shape[1] for name, shape in shapes.items() if _LATERAL.fullmatch(name)]
+    for level in RELEASED_LEVELS:
+        # the last norm of a block is as wide as the map: bn3 of bottlenecks, bn2 of others
+        block = f"encoder.layer{level - 1}.0.bn"
+        width = shapes.get(f"{block}3.weight", shapes.get(f"{block}2.weight"))
+        if laterals and width is not None and width[0] == laterals[0]:
+            return range(level, level + len(laterals))
+    return RELEASED_LEVELS
 
 
 def _encoder_name(name: str) -> str:

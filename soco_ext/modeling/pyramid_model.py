@@ -23,7 +23,7 @@ from ext_common.errors import ConfigError
 from soco_ext.modeling.build import embedding_networks, encoder_of, momentum_of, prepared
 from soco_ext.modeling.contrast import ContrastiveModel, MomentumOptions, normalised
 from soco_ext.modeling.correspondence import same_object_assigned, same_object_by_level
-from soco_ext.modeling.fpn import FeaturePyramid
+from soco_ext.modeling.fpn import FeaturePyramid, PyramidLevels
 from soco_ext.modeling.heads import RegionHead
 from soco_ext.modeling.region_pooling import map_rois, pool_regions
 from soco_ext.modeling.view_batch import BoxPair, BoxSet
@@ -62,6 +62,22 @@ class RegionOptions:
             )
 
 
+def pyramid_levels(cfg: CfgNode) -> PyramidLevels:
+    """``SOCO.PYRAMID``.
+
+    Raises:
+        ConfigError: see :class:`PyramidLevels`.
+    """
+    keys = cfg.SOCO.PYRAMID
+    return PyramidLevels(
+        keys.START_LEVEL,
+        keys.END_LEVEL,
+        keys.NUM_OUTS,
+        keys.EXTRA_LEVELS,
+        keys.RELU_BEFORE_EXTRA_CONVS,
+    )
+
+
 @META_ARCH_REGISTRY.register()
 class SoCoFPN(ContrastiveModel):
     """Online and target network with pyramid; any number of views.
@@ -97,14 +113,16 @@ class SoCoFPN(ContrastiveModel):
         )
         self.regions = regions or RegionOptions()
         self.view_passes = check_view_passes(view_passes)
-        self._num_levels = len(neck.fpn_convs)
+        self._num_levels = neck.num_outs
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Networks of ``MODEL.RESNETS.DEPTH`` and ``SOCO``."""
         soco = cfg.SOCO
         encoder = encoder_of(cfg)
-        neck = FeaturePyramid(encoder.channels, cfg.MODEL.FPN.OUT_CHANNELS)
+        levels = pyramid_levels(cfg)
+        neck = FeaturePyramid(encoder.channels, cfg.MODEL.FPN.OUT_CHANNELS, levels)
+        encoder.use_maps(levels.stop(len(encoder.channels)))
         size = soco.POOLER_RESOLUTION
         head = RegionHead(neck.out_channels, size, soco.HEAD_CONVS, soco.HEAD_DIM)
         parts = {

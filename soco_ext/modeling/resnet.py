@@ -53,6 +53,7 @@ class ResNet(nn.Module):
             for i in range(4)
         )
         self.channels = tuple(channels)
+        self.maps = len(channels)
         _initialise(self, zero_residuals)
 
     @classmethod
@@ -71,19 +72,29 @@ class ResNet(nn.Module):
         return cls(*DEPTHS[depth], base_width=base_width, zero_residuals=zero_residuals)
 
     def forward(self, images_N3HW: Tensor) -> list[Tensor]:
-        """The maps C2 to C5."""
-        c4, maps = self._to_layer3(images_N3HW)
-        return [*maps, c4, self.layer4(c4)]
+        """The maps C2 to C5, or as many as are in use."""
+        maps = [self.layer1(self._stem(images_N3HW))]
+        for stage in self._stages()[1 : self.maps]:
+            maps.append(stage(maps[-1]))
+        return maps
 
     def c4(self, images_N3HW: Tensor) -> Tensor:
         """The map of stride 16, before the last stage."""
-        return self._to_layer3(images_N3HW)[0]
+        c4_NCHW: Tensor = self.layer3(self.layer2(self.layer1(self._stem(images_N3HW))))
+        return c4_NCHW
 
-    def _to_layer3(self, images_N3HW: Tensor) -> tuple[Tensor, list[Tensor]]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images_N3HW))))
-        c2 = self.layer1(x)
-        c3 = self.layer2(c2)
-        return self.layer3(c3), [c2, c3]
+    def use_maps(self, count: int) -> None:
+        """Stop after so many maps; the stages behind get no gradient, so they are frozen."""
+        self.maps = count
+        for stage in self._stages()[count:]:
+            stage.requires_grad_(False)
+
+    def _stem(self, images_N3HW: Tensor) -> Tensor:
+        stem_NCHW: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images_N3HW))))
+        return stem_NCHW
+
+    def _stages(self) -> tuple[nn.Sequential, ...]:
+        return self.layer1, self.layer2, self.layer3, self.layer4
 
 
 def _stage(block: type[Any], inputs: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
