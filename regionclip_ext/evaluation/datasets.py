@@ -51,6 +51,18 @@ def register_builtin_datasets(root: str) -> list[str]:
             load=options,
         )
     )
+    # published names of what detectron2 has as lvis_v1_*: all classes, numbered 0 to 1202
+    specs += [
+        DatasetSpec(
+            name=f"lvis_v1_{part}_fullysup",
+            type="lvis",
+            images=str(Path(root) / "coco"),
+            json=str(Path(root) / "lvis" / f"lvis_v1_{part}.json"),
+            evaluator="lvis",
+            load=options,
+        )
+        for part in ("train", "val")
+    ]
     fresh = [spec for spec in specs if spec.name not in DatasetCatalog]
     for spec in fresh:
         register_dataset(spec)

@@ -73,6 +73,12 @@ def test_published_dataset_names_are_registered() -> None:
             assert name in DatasetCatalog
             assert MetadataCatalog.get(name).evaluator_type == "coco_ovd"
     assert LVIS_BASE in DatasetCatalog
+    for part in ("train", "val"):
+        found, plain = (MetadataCatalog.get(f"lvis_v1_{part}{end}") for end in ("_fullysup", ""))
+        assert found.name in DatasetCatalog
+        assert found.evaluator_type == plain.evaluator_type == "lvis"
+        assert Path(found.json_file) == Path(plain.json_file)
+        assert Path(found.image_root) == Path(plain.image_root)
 
 
 AUTHORS = """
