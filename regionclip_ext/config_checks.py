@@ -6,6 +6,7 @@ from detectron2.config import CfgNode
 
 from ext_common.errors import ConfigError
 from ext_common.registries import CONFIG_CHECK_REGISTRY
+from regionclip_ext.evaluation.datasets import LVIS_BASE
 from regionclip_ext.modeling.encoder_shapes import encoder_shape
 from regionclip_ext.modeling.pretrain.config_checks import (
     check_files,
@@ -18,6 +19,7 @@ from regionclip_ext.modeling.soft_nms import SoftNMSOptions
 DETECTOR = "CLIPFastRCNN"
 _REGIONS = ("GT", "RPN")
 _REGION_KEY = "MODEL.CLIP.CROP_REGION_TYPE"
+_LVIS, _LVIS_BASE_CLASSES = "lvis_v1_train", 866
 # CLIP's, times 255
 _MEAN_255 = [122.7709383, 116.7460125, 104.09373615]
 _STD_255 = [68.5005327, 66.6321579, 70.32316305]
@@ -124,8 +126,22 @@ def _check_class_specific_parts(cfg: CfgNode) -> None:
         )
 
 
+def _check_lvis_base(cfg: CfgNode) -> None:
+    """The authors' code takes the rare classes out of a set that they still call lvis_v1_train."""
+    classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if _LVIS in cfg.DATASETS.TRAIN and classes == _LVIS_BASE_CLASSES:
+        raise ConfigError(
+            f"{_LVIS} has 1203 classes, and MODEL.ROI_HEADS.NUM_CLASSES is {classes}: those that are "
+            "not rare",
+            where="DATASETS.TRAIN",
+            fix=f"set it {LVIS_BASE} (prepare_data.py regionclip-splits writes it), or train all "
+            f"classes of {_LVIS}_fullysup",
+        )
+
+
 def _check_training(cfg: CfgNode) -> None:
     clip = cfg.MODEL.CLIP
+    _check_lvis_base(cfg)
     if clip.USE_TEXT_EMB_CLASSIFIER and not (clip.TEXT_EMB_PATH or cfg.MODEL.VOCABULARY):
         raise ConfigError(
             "no class embeddings to train with",

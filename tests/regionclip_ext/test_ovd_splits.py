@@ -10,13 +10,15 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
-import regionclip_ext  # noqa: F401 - registers the datasets
 from ext_common.config import load_config
 from ext_common.errors import ConfigError
+from ext_common.packages import register_all
+from regionclip_ext.config_checks import _check_lvis_base
 from regionclip_ext.evaluation.datasets import LVIS_BASE
 from regionclip_ext.evaluation.ovd_coco import NOVEL_NAMES, split_groups
 from tools import prepare_data
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "regionclip"
 CATEGORIES = [{"id": c["id"], "name": c["name"]} for c in COCO_CATEGORIES if c["isthing"]]
 
 
@@ -79,6 +81,17 @@ def test_published_dataset_names_are_registered() -> None:
         assert found.evaluator_type == plain.evaluator_type == "lvis"
         assert Path(found.json_file) == Path(plain.json_file)
         assert Path(found.image_root) == Path(plain.image_root)
+
+
+def test_the_authors_name_of_the_base_classes_is_explained() -> None:
+    register_all()
+    words = ["DATASETS.TRAIN", "('lvis_v1_train',)", "MODEL.CLIP.BB_RPN_WEIGHTS", ""]
+    cfg = load_config(CONFIGS / "ovd_lvis_RN50.yaml", words)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 866
+    with pytest.raises(ConfigError, match="DATASETS.TRAIN.*not rare.*set it lvis_v1_train_base"):
+        _check_lvis_base(cfg)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1203
+    _check_lvis_base(cfg)
 
 
 AUTHORS = """
