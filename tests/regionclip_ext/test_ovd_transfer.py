@@ -137,6 +137,7 @@ def test_masks_and_open_set_classes_in_training_and_test(tmp_path: Path) -> None
         ({"MODEL__CLIP__CROP_REGION_TYPE": "GRID"}, "CROP_REGION_TYPE"),
         ({"MODEL__CLIP__OFFLINE_RPN_CONFIG": None}, "OFFLINE_RPN_CONFIG"),
         ({"MODEL__CLIP__OFFLINE_RPN_OPTS": ["INPUT.FORMAT", "RGB"]}, "INPUT.FORMAT"),
+        ({"MODEL__CLIP__OFFLINE_RPN_POST_NMS_TOPK_TEST": 0}, "TOPK_TEST: 0 proposals are kept"),
         ({"MODEL__CLIP__BB_RPN_WEIGHTS": "nowhere.pth"}, "BB_RPN_WEIGHTS"),
         ({"MODEL__CLIP__IMAGE_ENCODER": "ViT-B-32"}, "feature map of a ResNet"),
         ({"MODEL__CLIP__CLSS_TEMP": 0.0}, "CLSS_TEMP"),

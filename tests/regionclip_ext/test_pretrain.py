@@ -215,6 +215,9 @@ def test_random_encoders_and_a_random_rpn_must_be_asked_for(tmp_path: Path) -> N
         ("CLIP.OFFLINE_RPN_CONFIG", str(tmp_path / "rpn.yaml")),
     ]
     validate_config(random_config(tmp_path, rpn), training=True)
+    none = [*rpn, ("CLIP.PRETRAIN_RPN_REGIONS", 0)]
+    with pytest.raises(ConfigError, match="CLIP.PRETRAIN_RPN_REGIONS: 0 proposals are kept"):
+        validate_config(random_config(tmp_path, none), training=True)
     strict = [("CLIP.ALLOW_RANDOM_INIT", False)]
     with pytest.raises(ConfigError, match="CLIP.ENCODER_WEIGHTS, MODEL.WEIGHTS: .*RN50.pt"):
         validate_config(random_config(tmp_path, strict), training=True)

@@ -210,7 +210,8 @@ def _check_regions(cfg: CfgNode) -> None:
             fix="0.1 is the published value",
         )
     if clip.CROP_REGION_TYPE == "RPN":
-        check_rpn_pixels(offline_config(cfg), str(clip.OFFLINE_RPN_CONFIG))
+        branch = offline_config(cfg, top_k=clip.PRETRAIN_RPN_REGIONS)
+        check_rpn_pixels(branch, str(clip.OFFLINE_RPN_CONFIG))
     if clip.CROP_REGION_TYPE == "FILE" and clip.PROPOSAL_FILE:
         stored_proposals(cfg)
 

@@ -110,7 +110,7 @@ def offline_config(cfg: CfgNode, *, top_k: int | None = None) -> CfgNode:
     """The configuration of the offline branch with the overrides of ``MODEL.CLIP``.
 
     Raises:
-        ConfigError: no file is named, it is missing, or it has an unknown key.
+        ConfigError: no file is named, it is missing, has an unknown key, or no proposal is kept.
     """
     clip = cfg.MODEL.CLIP
     if not clip.OFFLINE_RPN_CONFIG:
@@ -134,6 +134,13 @@ def offline_config(cfg: CfgNode, *, top_k: int | None = None) -> CfgNode:
         branch.MODEL.RPN.NMS_THRESH = float(clip.OFFLINE_RPN_NMS_THRESH)
     kept = clip.OFFLINE_RPN_POST_NMS_TOPK_TEST if top_k is None else top_k
     if kept is not None:
+        if kept < 1:
+            name = "OFFLINE_RPN_POST_NMS_TOPK_TEST" if top_k is None else "PRETRAIN_RPN_REGIONS"
+            raise ConfigError(
+                f"{kept} proposals are kept",
+                where=f"MODEL.CLIP.{name}",
+                fix="1 or more; null for what the branch's own file says",
+            )
         branch.MODEL.RPN.POST_NMS_TOPK_TEST = int(kept)
     branch.MODEL.DEVICE = cfg.MODEL.DEVICE
     return branch
