@@ -11,7 +11,6 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from ext_common.atomic_file import writing
 from ext_common.errors import WeightsError
+from ext_common.file_digest import sha256_of
 from ext_common.weights_io import load_tensors, save_tensors_atomic
 
 SIDE_FILE_SUFFIX = ".json"
@@ -47,7 +47,7 @@ def write_checkpoint(state: Mapping[str, Any], path: Path) -> None:
         side_file.unlink(missing_ok=True)
         save_tensors_atomic(plain, path)
         record = {
-            "sha256": _sha256(path),
+            "sha256": sha256_of(path),
             "size": path.stat().st_size,
             "iteration": int(state["iteration"]),
         }
@@ -87,7 +87,7 @@ def matches_side_file(path: Path, *, required: bool = False) -> bool:
     expected = _read_record(side_file_of(path)).get("sha256")
     if expected is None:
         return not required
-    return bool(expected == _sha256(path))
+    return bool(expected == sha256_of(path))
 
 
 def read_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -186,8 +186,3 @@ def _read_record(side_file: Path) -> dict[str, Any]:
 def _write_text(path: Path, text: str) -> None:
     with writing(path) as file:
         file.write(text.encode())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.case import Case, Problem, Results, Variant
+from ext_common.vocabulary_prompts import fill
 from regionclip_ext.concepts.embedding import embed_concepts
-from regionclip_ext.concepts.templates import fill, imagenet_templates
+from regionclip_ext.concepts.templates import imagenet_templates
 
 
 class LookedUp:

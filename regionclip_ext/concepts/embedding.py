@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from ext_common.text_cache import cache_file, read_cached, write_cached
 from ext_common.text_encoder import TextEncoder
-from regionclip_ext.concepts.templates import checked_templates, fill
+from ext_common.vocabulary_prompts import fill
+from regionclip_ext.concepts.templates import checked_templates
 
 logger = logging.getLogger(__name__)
 

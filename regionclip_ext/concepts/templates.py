@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ext_common.errors import VocabularyError
-from ext_common.vocabulary_prompts import fill, lvis_name
-
-__all__ = ["SCENE_TEMPLATES", "checked_templates", "fill", "imagenet_templates", "lvis_name"]
 
 SCENE_TEMPLATES = ("a photo of {}.", "a picture of {}.", "there is {} in the scene.", "{}.")
 """For images that are described by tags; our own choice."""

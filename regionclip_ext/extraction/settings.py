@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from detectron2.config import CfgNode
 
 from ext_common.data.json_files import read_json, write_json_atomic
 from ext_common.errors import ConfigError
+from ext_common.file_digest import sha256_of
 from ext_common.images import printable
 from ext_common.run_config import changed_keys
 
@@ -82,9 +82,7 @@ def _described(value: Any) -> Any:
         return {key: _described(part) for key, part in value.items()}
     if isinstance(value, str) and _is_file(value):
         path = Path(value).expanduser()
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return f"{path.name} (SHA-256 {digest[:16]})"
+        return f"{path.name} (SHA-256 {sha256_of(path)[:16]})"
     return value
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from ext_common.data.unlabelled_images import ImageList
+from ext_common.file_digest import sha256_of
 from ext_common.tar_shards import TarDataset
 
 _END = 1 << 20  # bytes of each end of a file of weights
@@ -19,8 +20,7 @@ def content_digest(*paths: str | Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         if Path(path).is_file():
-            with Path(path).open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(bytes.fromhex(sha256_of(path)))
         digest.update(b"|")
     return digest.hexdigest()
 

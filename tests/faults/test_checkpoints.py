@@ -61,7 +61,7 @@ def torn_write(path: Path, content: bytes = b"PK\x03\x04 half") -> None:
 MOMENTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "while writing": (torch, "save", lambda _, file: torn_write(Path(file.name))),
     "before the rename": (atomic_file.os, "replace", die),
-    "before the side file": (checkpoint_files, "_sha256", die),
+    "before the side file": (checkpoint_files, "sha256_of", die),
     "before last_checkpoint": (checkpoint_files, "LAST_CHECKPOINT", None),  # type: ignore[dict-item]
 }
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ext_common.errors import DatasetError, VocabularyError
 from ext_common.text_encoder import HashTextEncoder
 from ext_common.vocabulary import Vocabulary
+from ext_common.vocabulary_prompts import fill, lvis_name
 from regionclip_ext.concepts import embedding
 from regionclip_ext.concepts.caption_files import read_captions
 from regionclip_ext.concepts.concept_list import (
@@ -25,7 +26,7 @@ from regionclip_ext.concepts.counting import NounCounts, count_nouns
 from regionclip_ext.concepts.embedding import embed_concepts
 from regionclip_ext.concepts.embedding_files import write_embeddings
 from regionclip_ext.concepts.nouns import build_tagger, nouns_of
-from regionclip_ext.concepts.templates import fill, imagenet_templates, lvis_name
+from regionclip_ext.concepts.templates import imagenet_templates
 
 
 class _Counted:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ext_common.modeling.text_tower import TextTower, TextTowerShape
-from regionclip_ext.concepts.templates import fill, imagenet_templates
+from ext_common.vocabulary_prompts import fill
+from regionclip_ext.concepts.templates import imagenet_templates
 from regionclip_ext.modeling.clip_tokens import tokenize, tokenize_counted
 from tests.golden_cases import golden_arrays
 from tests.regionclip_ext.golden_models import stored_weights

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from ext_common.data.json_files import read_categories
 from ext_common.text_encoder import build_text_encoder
+from ext_common.vocabulary_prompts import lvis_name
 from regionclip_ext.concepts.concept_list import names_of, read_concepts
 from regionclip_ext.concepts.embedding import MEANS, embed_concepts
 from regionclip_ext.concepts.embedding_files import write_embeddings
-from regionclip_ext.concepts.templates import imagenet_templates, lvis_name
+from regionclip_ext.concepts.templates import imagenet_templates
 
 from .files import progress_bar, say_written
 from .options import add_text_encoder, text_encoder_node

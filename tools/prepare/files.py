@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from ext_common.data.annotation_checks import no_list
 from ext_common.data.json_files import read_json
 from ext_common.data.json_stream import JsonStream
 from ext_common.errors import ConfigError, DatasetError
+from ext_common.file_digest import sha256_of
 from ext_common.images import printable
 
 Content = dict[str, Any]
@@ -82,9 +82,7 @@ def save_unchecked(path: Path, content: Mapping[str, Any]) -> None:
 
 def say_written(path: Path, what: str) -> None:
     """Name a written file with its content and checksum, to compare with others'."""
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    print(f"wrote {printable(path)}: {what}; sha256 {digest}", flush=True)
+    print(f"wrote {printable(path)}: {what}; sha256 {sha256_of(path)}", flush=True)
 
 
 @contextmanager
