@@ -28,6 +28,7 @@ _HELP = {
     "labels": "pictures with image labels, over all classes",
     "val": "validation pictures",
     "size": "side of a picture in pixels, 96 to 256",
+    "paintings": "painted pictures to crop backgrounds from; 0 = the four photographs",
 }
 
 

@@ -40,6 +40,8 @@ class Sizes:
 
     Attributes:
         unlabelled: half of the scenes to pretrain on (the demo has two sets of so many).
+        paintings: painted pictures that their backgrounds are cropped from. Of the demo's four
+            photographs, networks learn which one it is.
         labelled: scenes with boxes and masks to fine-tune on.
         val: scenes that are scored.
         picture: side of a scene in pixels, 96 to 256; networks see it at 96.
@@ -53,14 +55,15 @@ class Sizes:
     val: int = 100
     picture: int = 192
     pretrain_batch: int = 16
-    pretrain_steps: int = 450
-    finetune_batch: int = 4
-    finetune_steps: int = 300
+    pretrain_steps: int = 400
+    finetune_batch: int = 2
+    finetune_steps: int = 500
     workers: int = 0
+    paintings: int = 400
 
 
 COLUMNS = (*BOX_COLUMNS, NAMED)
-QUICK = Sizes(6, 6, 4, 96, 2, 2, 2, 2, 0)
+QUICK = Sizes(6, 6, 4, 96, 2, 2, 2, 2, 0, 2)
 
 PRETRAIN, FINETUNE = "claims/SoCo_pretrain.yaml", "claims/SoCo_finetune.yaml"
 
@@ -87,23 +90,24 @@ class Experiment:
         sizes, folder = self.sizes, self.output / "data"
         unlabelled, proposals = folder / "unlabelled", folder / "unlabelled.proposals"
         words = ["soco-proposals", "--images", str(unlabelled / "images")]
-        words += ["--output", str(proposals), "--source", "opencv-single"]
+        words += ["--output", str(proposals), "--source", "authors"]
         # the demo's objects are small: from 0.2 of the picture's side instead of 0.3
         words += ["--strategy", "ratio3size0208post"]
         if sizes.unlabelled < 50:  # starting processes would take longer
             words += ["--workers", "1"]
         return [
-            self._scenes("unlabelled scenes", unlabelled, 1, sizes.unlabelled, 1),
-            self._scenes("labelled scenes", folder / "labelled", 0, sizes.labelled, sizes.val),
+            self._scenes(unlabelled, seed=1, train=sizes.unlabelled, paintings=sizes.paintings),
+            self._scenes(folder / "labelled", seed=0, train=sizes.labelled, val=sizes.val),
             Step("proposals", "prepare_data", tuple(words), (proposals,)),
         ]
 
-    def _scenes(self, title: str, folder: Path, seed: int, train: int, val: int) -> Step:
-        values = {"seed": seed, "train": train, "labels": 12, "val": val}
-        values["size"] = self.sizes.picture
+    def _scenes(self, folder: Path, **values: int) -> Step:
+        values = {"labels": 12, "val": 1, "size": self.sizes.picture, **values}
         words = [word for key, value in values.items() for word in (f"--{key}", str(value))]
         makes = (folder / "manifest.json",)
-        return Step(title, "make_demo_dataset", ("--output", str(folder), *words), makes)
+        return Step(
+            f"{folder.name} scenes", "make_demo_dataset", ("--output", str(folder), *words), makes
+        )
 
     def write_registry(self) -> None:
         """The names that the configurations use."""

@@ -23,6 +23,8 @@ from pycocotools.coco import COCO
 
 from ext_common.data.dataset_registry import register_from_yaml, unregister
 from tools.demo_data.classes import BASE_CLASSES, CLASSES, NOVEL_CLASSES
+from tools.demo_data.manifest import Settings, is_complete
+from tools.demo_data.paintings import SIDE, paint
 from tools.make_demo_dataset import main
 
 REPO = Path(__file__).resolve().parents[2]
@@ -69,6 +71,22 @@ def test_a_second_run_writes_the_same_bytes(folder: Path, tmp_path: Path) -> Non
     first = _checksums(folder)
     assert _checksums(tmp_path / "again") == first
     assert len(first) == 8 + 8 + 10 + 24 + 7
+
+
+def test_painted_backgrounds(folder: Path, tmp_path: Path) -> None:
+    few, more = paint(2, seed=5), paint(4, seed=5)
+    assert [picture.shape for picture in more] == [(SIDE, SIDE, 3)] * 4
+    assert all(np.array_equal(a, b) for a, b in zip(few, more, strict=False))
+    assert len({picture.tobytes() for picture in (*more, *paint(4, seed=6))}) == 8
+    assert min(np.ptp(picture) for picture in more) > 50  # something to see in each
+
+    painted = tmp_path / "painted"
+    assert main(["--output", str(painted), *SMALL, "--paintings", "4"]) == 0
+    files, others = _checksums(painted), _checksums(folder)
+    assert files.keys() == others.keys()
+    assert not any(files[name] == others[name] for name in files if name.endswith(".jpg"))
+    assert is_complete(painted, Settings(0, 8, 24, 10, 128, 4))
+    assert not is_complete(painted, Settings(0, 8, 24, 10, 128, 5))
 
 
 def test_a_picture_does_not_depend_on_how_many_are_made(folder: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ class Settings:
         labels: pictures in ``image_labels.json``, spread evenly over all classes.
         val: pictures in ``val.json``.
         size: side of the scenes and longer side of the label pictures, in pixels.
+        paintings: how many painted pictures backgrounds are cropped from; 0 = from photographs.
     """
 
     seed: int = 0
@@ -41,9 +42,10 @@ class Settings:
     labels: int = 600
     val: int = 150
     size: int = 160
+    paintings: int = 0
 
     def __post_init__(self) -> None:
-        lowest = {"seed": 0, "train": 1, "labels": 1, "val": 1, "size": 96}
+        lowest = {"seed": 0, "train": 1, "labels": 1, "val": 1, "size": 96, "paintings": 0}
         for name, low in lowest.items():
             if getattr(self, name) < low:
                 raise DatasetError(

@@ -28,6 +28,7 @@ from .annotations import LvisFile
 from .backgrounds import load_photographs
 from .classes import BASE_CLASSES, CLASSES, NOVEL_CLASSES, DemoClass
 from .manifest import MANIFEST_NAME, PARTS, Settings, write_manifest
+from .paintings import paint
 from .pictures import picture_rng, random_label_picture, random_scene
 from .preview import write_preview
 
@@ -95,7 +96,7 @@ def write_dataset(folder: Path, settings: Settings, progress: Progress = lambda:
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    photographs = load_photographs()
+    photographs = paint(settings.paintings, settings.seed) or load_photographs()
     for scenes, count in (
         (_BASE_TRAIN, settings.train),
         (_ORACLE_TRAIN, settings.train),
