@@ -6,7 +6,7 @@
     python tools/prepare_data.py soco-proposals --merge p1 p2 --output p
 
 Sources: authors (their selective search; the published proposals), opencv-fast, opencv-quality,
-opencv-single (fastest), random, coco (--boxes FILE), authors-json (--boxes FILE), rpn (--config-file
+opencv-single (its fastest), random, coco (--boxes FILE), authors-json (--boxes FILE), rpn (--config-file
 with --opts MODEL.WEIGHTS). A run that was stopped goes on where it was. --export-json writes the
 authors' form of a finished file.
 """
