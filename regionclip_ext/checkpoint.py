@@ -7,7 +7,9 @@ fills what is missing with 0 and 1: the mechanism behind reports of an AP near 0
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -31,6 +33,8 @@ from regionclip_ext.modeling.roi_heads import CLIPRes5ROIHeads
 logger = logging.getLogger(__name__)
 
 STUDENT, TEACHER = "backbone.", "teacher_backbone."
+_BELOW_FPN = "backbone.bottom_up."
+_STUDENT_POOL = re.compile(r"backbone\.(bottom_up\.)?attnpool\.")
 
 
 @MODEL_SETUP_REGISTRY.register()
@@ -40,7 +44,7 @@ def setup_regionclip(cfg: CfgNode, model: nn.Module) -> None:
     if isinstance(heads, CLIPRes5ROIHeads):
         heads.attach(model.get_submodule("backbone"))
     clip = cfg.MODEL.get("CLIP")
-    if clip is None:
+    if clip is None or hasattr(model, "weight_files"):  # loaded by itself
         return
     if clip.ENCODER_WEIGHTS:
         load_clip_encoders(model, clip.ENCODER_WEIGHTS, teacher=not clip.TEACHER_ENCODER_WEIGHTS)
@@ -49,6 +53,32 @@ def setup_regionclip(cfg: CfgNode, model: nn.Module) -> None:
         model.teacher_fixed = True  # type: ignore[assignment]
     if clip.BB_RPN_WEIGHTS and hasattr(model, "offline_backbone"):
         load_offline_branch(model, clip.BB_RPN_WEIGHTS)
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """Files besides ``MODEL.WEIGHTS`` that a detector loads while it is built.
+
+    detectron2's ``DefaultPredictor`` builds a model and loads ``MODEL.WEIGHTS``, no more.
+
+    Args:
+        encoder: of CLIP (``MODEL.CLIP.ENCODER_WEIGHTS``); empty = none.
+        offline: of the offline branch (``MODEL.CLIP.BB_RPN_WEIGHTS``); empty = none.
+    """
+
+    encoder: str = ""
+    offline: str = ""
+
+    def load_into(self, model: nn.Module) -> None:
+        """Load both.
+
+        Raises:
+            WeightsError: see :func:`load_clip_encoders` and :func:`load_offline_branch`.
+        """
+        if self.encoder:
+            load_clip_encoders(model, self.encoder)
+        if self.offline and hasattr(model, "offline_backbone"):
+            load_offline_branch(model, self.offline)
 
 
 def load_clip_encoders(
@@ -126,13 +156,18 @@ def translate_clip(
     Raises:
         WeightsError: an image encoder is wanted, and the file's is a vision transformer.
     """
+    pyramid = any(name.startswith("backbone.bottom_up.conv1.") for name in own)
     if not is_clip(stored):
         translated = {n: t for n, t in stored.items() if n.startswith(tuple(prefixes))}
+        if pyramid and not any(n.startswith(_BELOW_FPN) for n in translated):
+            translated = {
+                _BELOW_FPN + n.removeprefix(STUDENT) if n.startswith(STUDENT) else n: t
+                for n, t in translated.items()
+            }
         if TEACHER in prefixes and not any(n.startswith(TEACHER) for n in translated):
             copies = {n: t for n, t in stored.items() if n.startswith(STUDENT)}
             translated |= {TEACHER + n.removeprefix(STUDENT): t for n, t in copies.items()}
     else:
-        pyramid = any(name.startswith("backbone.bottom_up.conv1.") for name in own)
         encoders = [prefix for prefix in prefixes if prefix != TEXT]
         if encoders and has_vision_transformer(stored):
             raise WeightsError(
@@ -141,11 +176,12 @@ def translate_clip(
                 "will do: MODEL.TEXT_ENCODER",
             )
         if pyramid:
-            encoders = ["backbone.bottom_up." if p == STUDENT else p for p in encoders]
+            encoders = [_BELOW_FPN if p == STUDENT else p for p in encoders]
         key_map = clip_key_map(stored, encoders=encoders, text=TEXT in prefixes)
         translated = {name: stored[source] for source, names in key_map.items() for name in names}
-        if not any(name.startswith("backbone.attnpool.") for name in own):
-            translated = {n: t for n, t in translated.items() if ".attnpool." not in n}
+    if not any(name.startswith("backbone.attnpool.") for name in own):
+        # an ordinary detector has none
+        translated = {n: t for n, t in translated.items() if not _STUDENT_POOL.match(n)}
     return {name: tensor.float() for name, tensor in translated.items()}
 
 

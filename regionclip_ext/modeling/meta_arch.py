@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ext_common.errors import VocabularyError
 from ext_common.vocabulary import Vocabulary, require_encoder
-from regionclip_ext.checkpoint import clip_weights
+from regionclip_ext.checkpoint import WeightFiles, clip_weights
 from regionclip_ext.modeling.language_encoder import language_encoder_from_config
 from regionclip_ext.modeling.pixels import PixelFormat, normalize_images
 from regionclip_ext.modeling.predictor import ClipPredictor
@@ -42,6 +42,7 @@ class CLIPFastRCNN(nn.Module):
         input_format: channel order of the pictures given, ``RGB`` or ``BGR``.
         offline_fixed: the branch has weights of its own file: those of a checkpoint are ignored.
         lang_encoder: text tower, kept for tools that embed concepts; None = none.
+        weight_files: files besides ``MODEL.WEIGHTS``, loaded here.
     """
 
     _device_marker: Tensor
@@ -58,6 +59,7 @@ class CLIPFastRCNN(nn.Module):
         input_format: str = "RGB",
         offline_fixed: bool = False,
         lang_encoder: nn.Module | None = None,
+        weight_files: WeightFiles | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -73,6 +75,8 @@ class CLIPFastRCNN(nn.Module):
         self.ground_truth = ground_truth or GroundTruthRegions()
         self.lang_encoder = lang_encoder
         self.register_buffer("_device_marker", torch.zeros(0), persistent=False)
+        self.weight_files = weight_files or WeightFiles()
+        self.weight_files.load_into(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -87,6 +91,7 @@ class CLIPFastRCNN(nn.Module):
             "ground_truth": GroundTruthRegions.from_config(cfg),
             "input_format": cfg.INPUT.FORMAT,
             "lang_encoder": language_encoder_from_config(cfg) if clip.GET_CONCEPT_EMB else None,
+            "weight_files": WeightFiles(clip.ENCODER_WEIGHTS or "", clip.BB_RPN_WEIGHTS or ""),
         }
 
     @property

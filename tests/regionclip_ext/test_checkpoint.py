@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.engine import DefaultPredictor
 from torch import Tensor, nn
 
 from ext_common.checkpoint import load_model_weights
 from ext_common.errors import WeightsError
 from ext_common.modeling.build import build_model
+from ext_common.predictor import Predictor
 from regionclip_ext.checkpoint import load_clip_encoders, load_offline_branch
 from tests.regionclip_ext.tiny_detector import tiny_config
 
@@ -168,3 +170,38 @@ def test_classes_of_the_configuration_win_over_those_of_the_file(tmp_path: Path)
         torch.save(other, path)
         assert load_model_weights(model, path).complete
         assert torch.equal(model.roi_heads.box_predictor.cls_score.weight, own)
+
+
+def test_detectron2s_predictor_has_the_weights_of_all_files(tmp_path: Path) -> None:
+    """It builds the model and loads MODEL.WEIGHTS, and knows no other keys."""
+    model = _detector(tmp_path)
+    state = _varied(model.state_dict())
+    branch = {n: t for n, t in state.items() if n.startswith("offline_")}
+    torch.save({n.removeprefix("offline_"): t for n, t in branch.items()}, tmp_path / "rpn.pth")
+    rest = {n: t for n, t in state.items() if n not in branch}
+    torch.save({"model": rest}, tmp_path / "clip.pth")
+    keys = {"MODEL__CLIP__BB_RPN_WEIGHTS": str(tmp_path / "rpn.pth")}
+    keys["MODEL__WEIGHTS"] = str(tmp_path / "clip.pth")
+    cfg = tiny_config(tmp_path, "zeroshot_RN50.yaml", MODEL__VOCABULARY="cat, dog", **keys)
+    theirs = DefaultPredictor(cfg).model
+    ours = Predictor(cfg).model
+    found = theirs.state_dict()
+    for name, value in branch.items():
+        torch.testing.assert_close(found[name], value, msg=name)
+    assert theirs.offline_fixed
+    for name, value in ours.state_dict().items():
+        torch.testing.assert_close(found[name], value, msg=name)
+
+
+@pytest.mark.parametrize("stem", ["C4", "FPN"])
+def test_ordinary_detectors_start_from_a_pretraining_of_ours(stem: str, tmp_path: Path) -> None:
+    source = _detector(tmp_path)
+    state = _varied(source.state_dict())
+    torch.save({"model": state}, tmp_path / "regionclip.pth")
+    keys = {"MODEL__CLIP__ENCODER_WEIGHTS": str(tmp_path / "regionclip.pth")}
+    plain = build_model(tiny_config(tmp_path, f"rcnn_coco_RN50_{stem}.yaml", **keys))
+    below = "backbone.bottom_up." if stem == "FPN" else "backbone."
+    found = {n: t for n, t in plain.state_dict().items() if n.startswith(below)}
+    assert any("layer3" in name for name in found)
+    for name, value in found.items():
+        torch.testing.assert_close(value, state["backbone." + name.removeprefix(below)], msg=name)

@@ -60,6 +60,9 @@ def test_concepts_of_several_files(tmp_path: Path, capsys: pytest.CaptureFixture
     assert _run(*words) == 0
     assert output.read_text() == "dog,3\ncouch,2\ncat,1\n"
     assert "3 concepts of 5 captions" in capsys.readouterr().out
+    (tmp_path / "stop.txt").write_text("Dog\n")
+    assert _run(*words, "--stop-list", tmp_path / "stop.txt") == 0
+    assert "dog" not in output.read_text()
     words[words.index("1")] = "9"
     assert _run(*words) == 1
     assert "is used 9 times (lower --frequency)" in capsys.readouterr().err

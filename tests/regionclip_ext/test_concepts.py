@@ -27,6 +27,7 @@ from regionclip_ext.concepts.embedding import embed_concepts
 from regionclip_ext.concepts.embedding_files import write_embeddings
 from regionclip_ext.concepts.nouns import build_tagger, nouns_of
 from regionclip_ext.concepts.templates import imagenet_templates
+from tests.regionclip_ext.pair_files import caption, write_tar
 
 
 class _Counted:
@@ -120,6 +121,14 @@ def test_captions_of_every_kind_of_file(tmp_path: Path) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(content)
         assert list(read_captions(tmp_path / name)) == ["a dog", "the sky"], name
+    archive = write_tar(tmp_path / "pairs.tar")
+    assert list(read_captions(archive)) == [caption(number) for number in range(3)]
+    archive.rename(tmp_path / "pairs.bin")
+    with pytest.raises(DatasetError, match="pairs.bin: no text, not a caption a line.*COCO's"):
+        list(read_captions(tmp_path / "pairs.bin"))
+    (tmp_path / "pairs.jsonl").write_text('{"caption": "a dog"}\n{"caption": "the sky"}\n')
+    with pytest.raises(DatasetError, match="JSON objects, not a caption a line"):
+        list(read_captions(tmp_path / "pairs.jsonl"))
     (tmp_path / "none.txt").write_text("\n")
     with pytest.raises(DatasetError, match="no captions"):
         list(read_captions(tmp_path / "none.txt"))

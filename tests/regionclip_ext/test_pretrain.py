@@ -230,13 +230,20 @@ def test_random_encoders_and_a_random_rpn_must_be_asked_for(tmp_path: Path) -> N
         validate_config(random_config(tmp_path, [*strict, *rpn, encoder, named]), training=True)
 
 
-def test_pretraining_on_pairs_takes_their_loader(tmp_path: Path) -> None:
+def test_pretraining_on_pairs_takes_their_loader(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Published files leave SAMPLER_TRAIN out."""
     cfg = random_config(tmp_path)
     cfg.DATALOADER.SAMPLER_TRAIN = get_config().DATALOADER.SAMPLER_TRAIN
     finish_config(cfg, training=True)
     assert cfg.DATALOADER.SAMPLER_TRAIN == "ImageTextPairs"
     validate_config(cfg, training=True)
+    # a detector's base file brings its test sets along
+    cfg.DATASETS.TEST = ("coco_2017_val",)
+    finish_config(cfg, training=True)
+    assert cfg.DATASETS.TEST == ()
+    assert "DATASETS.TEST (coco_2017_val) is not used" in caplog.text
     for change in (
         ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"],
         ["DATALOADER.SAMPLER_TRAIN", "TrainingSampler", "DATASETS.FACTORY_TRAIN", ()],

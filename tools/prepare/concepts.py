@@ -48,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do it."""
     stop = (
-        set(STOP_LIST) if args.stop_list is None else set(names_of(read_concepts(args.stop_list)))
+        set(STOP_LIST)
+        if args.stop_list is None
+        else {name.lower() for name in names_of(read_concepts(args.stop_list))}
     )
     if args.exclude:
         stop |= {name.lower() for name in names_of(read_concepts(args.exclude))}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -27,20 +28,28 @@ _TOKENIZER = "openai_bpe"
 _SCRATCH = "to train from scratch, set MODEL.CLIP.ALLOW_RANDOM_INIT True"
 
 
+logger = logging.getLogger(__name__)
+
+
 @FINISH_CONFIG_REGISTRY.register()
 def finish_pretraining(cfg: CfgNode, training: bool) -> None:
     """Take the loader of pairs where the data are pairs: published files name no loader.
 
+    Test sets, which files made from a detector's bring along, are left out: there is nothing to
+    score before the weights are in a detector.
+
     Args:
         cfg: changed in place.
-        training: of no effect.
+        training: otherwise test sets stay, for the message about them.
     """
-    if (
-        cfg.MODEL.META_ARCHITECTURE == META_ARCHITECTURE
-        and cfg.DATASETS.FACTORY_TRAIN
-        and cfg.DATALOADER.SAMPLER_TRAIN == _DEFAULT_SAMPLER
-    ):
+    if cfg.MODEL.META_ARCHITECTURE != META_ARCHITECTURE:
+        return
+    if cfg.DATASETS.FACTORY_TRAIN and cfg.DATALOADER.SAMPLER_TRAIN == _DEFAULT_SAMPLER:
         cfg.DATALOADER.SAMPLER_TRAIN = SAMPLER_NAME
+    if training and cfg.DATASETS.TEST:
+        named = ", ".join(cfg.DATASETS.TEST)
+        logger.warning("DATASETS.TEST (%s) is not used: pretraining detects nothing", named)
+        cfg.DATASETS.TEST = ()
 
 
 @CONFIG_CHECK_REGISTRY.register()
