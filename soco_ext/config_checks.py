@@ -6,7 +6,8 @@ from detectron2.config import CfgNode
 
 from ext_common.errors import ConfigError
 from ext_common.registries import CONFIG_CHECK_REGISTRY
-from soco_ext.modeling.pyramid_model import RegionOptions, pyramid_levels
+from soco_ext.modeling.fpn import PyramidLevels
+from soco_ext.modeling.pyramid_model import DENSE, RegionOptions, pyramid_levels
 from soco_ext.solver.schedule import WarmUp
 
 LOADER = "SoCoViews"
@@ -38,12 +39,25 @@ def check_soco(cfg: CfgNode, training: bool) -> None:
     WarmUp(cfg.SOLVER.WARMUP_ITERS, cfg.SOCO.SCHEDULE.MULTIPLIER)
     if name == "SoCoFPN":
         _check_levels(cfg)
+    else:
+        _check_no_levels(cfg)
     if cfg.TEST.PRECISE_BN.ENABLED:
         raise ConfigError(
             "the statistics of pretraining are those of its batches",
             where="TEST.PRECISE_BN.ENABLED",
             fix="set it False; it belongs to fine-tuning",
         )
+
+
+def _check_no_levels(cfg: CfgNode) -> None:
+    """The model without a pyramid reads none of its keys."""
+    if pyramid_levels(cfg) == PyramidLevels() and cfg.SOCO.LEVEL_USE == DENSE:
+        return
+    raise ConfigError(
+        "SoCoC4 has no pyramid: one map, and all boxes on it",
+        where="SOCO.PYRAMID, SOCO.LEVEL_USE",
+        fix="leave them as they are, or set MODEL.META_ARCHITECTURE SoCoFPN",
+    )
 
 
 def _check_levels(cfg: CfgNode) -> None:

@@ -102,6 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, metavar="JSON")
     parser.add_argument("--seed", type=int, default=0, help="of an untrained network")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE ...")
     return parser
 
 
@@ -109,7 +110,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0."""
     args = build_parser().parse_args(words)
     register_all()
-    cfg = load_config(args.config_file, ["MODEL.DEVICE", usable_device(args.device)])
+    cfg = load_config(args.config_file, ["MODEL.DEVICE", usable_device(args.device), *args.opts])
     model, options = build(cfg, args.weights, args.seed), ViewOptions.from_config(cfg)
     known, classes_R = objects(args.labelled, args.images)
     asked, classes_T = objects(args.test, args.images)

@@ -22,7 +22,9 @@ from benchmarks.claims.command_line import read_request, run_and_print
 from benchmarks.claims.object_naming import NAMED
 from benchmarks.claims.runs import ROOT, Runner, Step, keep_settings, training
 from benchmarks.claims.table import BOX_COLUMNS, Scores, markdown_table, plot_bars, read_box_scores
+from ext_common.config import load_config
 from ext_common.data.json_files import read_json
+from ext_common.packages import register_all
 
 SCRATCH = "scratch"
 # name -> line of the table, and SOCO.PROPOSALS.SOURCE of its pretraining
@@ -175,6 +177,7 @@ class Experiment:
         words += ["--seed", str(seed), "--device", self.device]
         if method != SCRATCH:
             words += ["--weights", str(self._pretrained(method, seed) / "model_final.pth")]
+        words += ["--opts", *self.pretrain_opts]
         title, package = f"naming {method} seed{seed}", "benchmarks.claims"
         return Step(title, "object_naming", tuple(words), (output,), package)
 
@@ -199,8 +202,9 @@ def run(experiment: Experiment, seeds: range, jobs: int) -> str:
     settings = asdict(experiment)
     del settings["output"]
     # runs before and after a change of a recipe are not one experiment
-    recipes = [(ROOT / "configs" / name).read_bytes() for name in (PRETRAIN, FINETUNE)]
-    settings["recipes"] = hashlib.sha256(b"".join(recipes)).hexdigest()[:16]
+    register_all()
+    recipes = [load_config(ROOT / "configs" / name).dump() for name in (PRETRAIN, FINETUNE)]
+    settings["recipes"] = hashlib.sha256("".join(recipes).encode()).hexdigest()[:16]
     keep_settings(experiment.output / "settings.json", settings)
     data = experiment.data()
     chains = [experiment.chain(method, seed) for seed in seeds for method in METHODS]

@@ -41,7 +41,7 @@ def detectron2_name(
     """
     name = _PREFIX.sub("", name, count=1)
     if match := _ENCODER.fullmatch(name):
-        return _encoder_name(match[1])
+        return None if behind(match[1], levels) else _encoder_name(match[1])
     if part == "backbone":
         return None
     if match := _NECK.fullmatch(name):
@@ -55,6 +55,12 @@ def detectron2_name(
             return f"box_head.conv{match[2]}.norm.{match[3]}"
         return f"box_head.{match[1]}{match[2]}.{match[3]}"
     return None
+
+
+def behind(name: str, levels: range) -> bool:
+    """Whether an encoder's weight belongs to a stage that no level needed: it was never trained."""
+    match = _STAGE.fullmatch(name)
+    return match is not None and int(match[1]) + 1 >= levels.stop
 
 
 def name_mapping(

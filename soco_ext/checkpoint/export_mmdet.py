@@ -14,6 +14,7 @@ from torch import Tensor
 from ext_common.errors import WeightsError
 from ext_common.registries import WEIGHT_EXPORT_REGISTRY
 from ext_common.weights_export import ExportedWeights
+from soco_ext.checkpoint.export import RELEASED_LEVELS, behind, levels_of
 
 _BOX_HEAD = "roi_head.bbox_head."
 _ENCODER = re.compile(r"encoder\.(.+)")
@@ -21,14 +22,17 @@ _NECK = re.compile(r"neck\..+")
 _HEAD = re.compile(r"head\.(conv|bn|fc)(\d+)\.(.+)")
 
 
-def mmdet_name(name: str) -> str | None:
+def mmdet_name(name: str, levels: range = RELEASED_LEVELS) -> str | None:
     """The name that a tensor of a SoCo model has in mmdetection; None for what is not exported.
 
     Args:
         name: with or without ``module.``.
+        levels: P2 and so on, those of the pyramid that belong to a map of the encoder.
     """
     name = name.removeprefix("module.")
     if match := _ENCODER.fullmatch(name):
+        if behind(match[1], levels):
+            return None
         return f"backbone.{match[1]}"  # a ResNet has the same names there
     if _NECK.fullmatch(name):
         return name
@@ -49,7 +53,8 @@ def for_mmdet(tensors: Mapping[str, Tensor]) -> ExportedWeights:
     Raises:
         WeightsError: not a SoCo model.
     """
-    pairs = ((mmdet_name(name), value) for name, value in tensors.items())
+    levels = levels_of(tensors)
+    pairs = ((mmdet_name(name, levels), value) for name, value in tensors.items())
     renamed = {new: value for new, value in pairs if new is not None}
     if not any(name.startswith("backbone.") for name in renamed):
         raise WeightsError(

@@ -8,7 +8,7 @@ order of images is endless, and one that does not fill a batch at the end of an 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -16,6 +16,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
 from ext_common.data.batching import BatchPlan, batch_per_process
+from ext_common.data.box_file import BoxFile
 from ext_common.data.dataset_spec import DatasetSpec
 from ext_common.data.fetching import SampleFetcher
 from ext_common.data.loader import TrainLoader, loader_seed
@@ -23,7 +24,7 @@ from ext_common.data.sampling import PermutationStream
 from ext_common.data.training_records import Part
 from ext_common.data.unlabelled_images import images_of_tars
 from ext_common.errors import DatasetError
-from ext_common.images import BadSamplePolicy
+from ext_common.images import BadSamplePolicy, printable
 from ext_common.registries import TRAIN_LOADER_REGISTRY
 from ext_common.tar_shards import TarRecordReader
 from soco_ext.data.proposal_lookup import NamedImage, ProposalLookup, image_name
@@ -82,6 +83,7 @@ def build_view_mapper(cfg: CfgNode, images: TrainingImages) -> ViewMapper:
         logger.info("looking up the proposals of %d images", len(images.records))
         for part, root in zip(images.records.parts, roots, strict=True):
             lookup.check_images(_named(part, root))
+        _refuse_shared_boxes(images, roots, lookup.file)
     return ViewMapper(
         ViewMaker(ViewOptions.from_config(cfg)),
         lookup,
@@ -89,6 +91,33 @@ def build_view_mapper(cfg: CfgNode, images: TrainingImages) -> ViewMapper:
         tars=_tar_readers(images),
         max_pixels=cfg.INPUT.MAX_PIXELS,
     )
+
+
+def _refuse_shared_boxes(images: TrainingImages, roots: Sequence[str], file: BoxFile) -> None:
+    """Boxes are found by names, which two folders may have in common.
+
+    Raises:
+        DatasetError: images of two folders have the boxes of one.
+    """
+    if len(set(roots)) < 2:
+        return
+    owners_N = np.full(len(file), -1, dtype=np.int32)
+    for source, (part, root) in enumerate(zip(images.records.parts, roots, strict=True)):
+        for image in _named(part, root):
+            place = file.find(image.name)
+            if place is None:
+                continue
+            owner = int(owners_N[place])
+            if owner >= 0 and roots[owner] != root:
+                raise DatasetError(
+                    f"{printable(image.name)} is in {printable(roots[owner])} (dataset "
+                    f"{images.names[owner]!r}) and in {printable(root)} "
+                    f"({images.names[source]!r}), and the file has boxes for one of them",
+                    where=printable(file.path),
+                    fix="make the file from a folder that holds both, and register both with that "
+                    "folder as their images",
+                )
+            owners_N[place] = source
 
 
 def _named(part: Part, root: str) -> Iterator[NamedImage]:

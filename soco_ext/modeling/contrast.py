@@ -96,6 +96,9 @@ class ContrastiveModel(nn.Module):
         self._synchronised = any(is_synchronised(m) for m in self.modules())
         self._followed: tuple[list[Tensor], list[Tensor]] | None = None
 
+    coarsest_stride: int = 32
+    """Of the smallest map whose batch norm needs two values."""
+
     def embed(
         self, parts: Mapping[str, nn.Module], views: Sequence[Tensor], sets: Sequence[BoxSet]
     ) -> list[Tensor]:
@@ -156,7 +159,7 @@ class ContrastiveModel(nn.Module):
         The target network is updated on the way, between the online and the target pass.
         """
         if not self._synchronised:
-            _check_statistics(batch)
+            _check_statistics(batch, self.coarsest_stride)
         sets = batch.sets
         online = [normalised(q) for q in self.embed(self.online, batch.views, sets)]
         if self._starts_step:
@@ -208,11 +211,11 @@ def normalised(vectors_NMC: Tensor) -> Tensor:
     return F.normalize(vectors_NMC, dim=-1, eps=1e-12)
 
 
-def _check_statistics(batch: ViewBatch) -> None:
+def _check_statistics(batch: ViewBatch, stride: int) -> None:
     """Batch norm needs two values per channel; torch's own message does not say where."""
     images = len(batch.views[0])
     boxes = images * min(box_set.boxes_NK5.shape[1] for box_set in batch.sets)
-    coarsest = min((-(-v.shape[-2] // 32)) * (-(-v.shape[-1] // 32)) for v in batch.views)
+    coarsest = min((-(-v.shape[-2] // stride)) * (-(-v.shape[-1] // stride)) for v in batch.views)
     if boxes < 2 or images * coarsest < 2:
         raise ConfigError(
             f"batch norm needs two values, a batch of {images} with {boxes} boxes has one somewhere",

@@ -116,6 +116,9 @@ class FeaturePyramid(nn.Module):
             self.fpn_convs.extend(ConvNorm(width, outputs, 3, stride=2) for width in widths)
         self.out_channels = outputs
         self.num_outs = levels.outs
+        # of the smallest map that is normed: C2 has 4, and a convolution of a coarser level doubles it
+        extra = len(self.fpn_convs) - len(self.lateral_convs)
+        self.coarsest_stride = 2 ** (levels.stop(len(inputs)) + 1 + extra)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The pyramid, finest map first."""

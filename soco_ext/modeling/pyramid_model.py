@@ -114,6 +114,7 @@ class SoCoFPN(ContrastiveModel):
         self.regions = regions or RegionOptions()
         self.view_passes = check_view_passes(view_passes)
         self._num_levels = neck.num_outs
+        self.coarsest_stride = neck.coarsest_stride
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:

@@ -85,4 +85,6 @@ def _replacement(norm: _BatchNorm, device: str) -> nn.Module:
         kinds = (SharedBatchNorm, GroupedSharedBatchNorm)
     made = kinds[grouped](norm.num_features, eps=norm.eps, momentum=norm.momentum)
     made.load_state_dict(norm.state_dict())
+    for parameter, old in zip(made.parameters(), norm.parameters(), strict=True):
+        parameter.requires_grad_(old.requires_grad)
     return made.to(norm.weight).train(norm.training)

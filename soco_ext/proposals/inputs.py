@@ -6,11 +6,12 @@ import hashlib
 import os
 from pathlib import Path
 
-from detectron2.config import CfgNode
-
+from ext_common.config_digest import config_digest
 from ext_common.data.unlabelled_images import ImageList
 from ext_common.file_digest import sha256_of
 from ext_common.tar_shards import TarDataset
+
+__all__ = ["config_digest", "content_digest", "place_of_images", "weights_digest"]
 
 _END = 1 << 20  # bytes of each end of a file of weights
 
@@ -34,18 +35,6 @@ def weights_digest(path: str | Path) -> str:
         stream.seek(max(size - _END, 0))
         digest.update(stream.read(_END))
     return digest.hexdigest()
-
-
-def config_digest(cfg: CfgNode) -> str:
-    """Digest of a whole configuration: its file, the files below it and ``--opts``.
-
-    Left out is what differs between machines and decides no box: the path of the weights (they
-    have a digest of their own), the folder of outputs and the device.
-    """
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, cfg.OUTPUT_DIR = "", "", ""
-    return hashlib.blake2b(cfg.dump().encode(), digest_size=16).hexdigest()
 
 
 def place_of_images(images: ImageList, tars: TarDataset | None) -> str:

@@ -32,7 +32,10 @@ def opencv_search(image_HW3: NDArray[np.uint8], mode: str) -> NDArray[np.int64]:
         "single": search.switchToSingleStrategy,
     }
     switch[mode]()
-    return np.asarray(search.process(), dtype=np.int64).reshape(-1, 4)
+    rects = np.asarray(search.process(), dtype=np.int64).reshape(-1, 4)
+    # OpenCV's order comes from rand(), that is, from what this process searched before
+    x, y, width, height = rects.T
+    return rects[np.lexsort((height, width, y, x, -width * height))]
 
 
 def opencv_module() -> Any:

@@ -14,8 +14,10 @@ from ext_common.config import load_config
 from ext_common.errors import ConfigError
 from ext_common.modeling.build import build_model
 from soco_ext.checkpoint.export import for_detectron2, levels_of
+from soco_ext.checkpoint.export_mmdet import for_mmdet
 from soco_ext.config_checks import check_soco
 from soco_ext.modeling.fpn import FeaturePyramid, PyramidLevels
+from soco_ext.modeling.shared_norm import synchronised
 from tests.soco_ext.test_model import make
 from tests.soco_ext.tiny_soco import CONFIGS, samples, tiny_config
 
@@ -134,6 +136,42 @@ def test_levels_are_exported_under_their_own_numbers() -> None:
     report, _ = match_weights(exported, detector.state_dict(), by_suffix=True)
     assert not report.unexpected
     assert not any("fpn_" in name or "bottom_up" in name for name in report.missing)
+
+
+def test_stages_that_no_level_needs_stay_frozen_and_are_not_exported() -> None:
+    cfg = tiny_config("SoCoFPN", "SOCO.PYRAMID.END_LEVEL", 3, *THREE)
+    for device in ("cpu", "cuda"):
+        model = build_model(cfg)
+        encoder = synchronised(model.encoder, device)
+        trained = {n.split(".")[0] for n, p in encoder.named_parameters() if p.requires_grad}
+        assert "layer3" in trained
+        assert "layer4" not in trained
+    stored = build_model(cfg).state_dict()
+    assert levels_of(stored) == range(2, 5)
+    for exported in (for_detectron2(stored).tensors, for_detectron2(stored, "backbone").tensors):
+        assert any(name.startswith("res4.") for name in exported)
+        assert not any(name.startswith("res5.") for name in exported)
+    mmdet = for_mmdet(stored).tensors
+    assert any(name.startswith("backbone.layer3.") for name in mmdet)
+    assert not any(name.startswith("backbone.layer4.") for name in mmdet)
+
+
+def test_a_batch_of_one_is_checked_for_the_levels_in_use() -> None:
+    coarse = ("SOCO.PYRAMID.EXTRA_LEVELS", "conv_on_output", "SOCO.PYRAMID.NUM_OUTS", 5)
+    with pytest.raises(ConfigError, match="batch norm needs two values.*two or more images"):
+        make("SoCoFPN", *coarse)(samples(1, 3, (64, 64, 64)))
+    fine = make("SoCoFPN", "SOCO.PYRAMID.END_LEVEL", 3, *THREE)
+    batch = samples(1, 3, (32, 32, 32))
+    for pair in batch[0]["pairs"]:
+        pair["levels"] = tuple(levels.clamp(max=2) for levels in pair["levels"])
+    assert all(loss.isfinite() for loss in fine(batch).values())
+
+
+@pytest.mark.parametrize("words", [("SOCO.PYRAMID.START_LEVEL", 1), ("SOCO.LEVEL_USE", "sparse")])
+def test_keys_of_the_pyramid_are_refused_without_one(words: tuple[Any, ...]) -> None:
+    check_soco(tiny_config("SoCoC4", "SOCO.VIEWS.PLAN", "c4_2view"), training=True)
+    with pytest.raises(ConfigError, match="SoCoC4 has no pyramid"):
+        check_soco(tiny_config("SoCoC4", "SOCO.VIEWS.PLAN", "c4_2view", *words), training=True)
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,16 @@ def test_opencv_modes_find_boxes_inside_the_image() -> None:
         assert ((rects[:, :2] + rects[:, 2:]) <= [100, 80]).all()
 
 
+@pytest.mark.parametrize("mode", ["single", "fast"])
+def test_opencv_finds_the_same_whatever_was_searched_before(mode: str) -> None:
+    image = scene(1, (80, 100))
+    first = opencv.opencv_search(image, mode)
+    opencv.opencv_search(scene(2, (60, 70)), mode)
+    np.testing.assert_array_equal(opencv.opencv_search(image, mode), first)
+    areas = first[:, 2:].prod(axis=1)
+    assert (np.diff(areas) <= 0).all()
+
+
 def test_opencv_without_selective_search(monkeypatch: pytest.MonkeyPatch) -> None:
     import cv2
 

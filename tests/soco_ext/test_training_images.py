@@ -22,20 +22,22 @@ from tests.soco_ext.test_data_loader import SIZE, config, proposals, take
 from tests.soco_ext.test_voc import write_voc
 
 NAME = "views_registered_elsewhere"
+OTHER = "views_of_another_folder"
 
 
 @pytest.fixture(autouse=True)
 def _registered_here_only() -> Iterator[None]:
     yield
-    if NAME in DatasetCatalog.list():
-        DatasetCatalog.remove(NAME)
-    MetadataCatalog.pop(NAME, None)
+    for name in (NAME, OTHER):
+        if name in DatasetCatalog.list():
+            DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
 
 
-def registered(files: list[str], **metadata: str) -> None:
+def registered(files: list[str], name: str = NAME, **metadata: str) -> None:
     """A dataset as detectron2 or a user registers it."""
-    DatasetCatalog.register(NAME, lambda: [{"file_name": f, "image_id": f} for f in files])
-    MetadataCatalog.get(NAME).set(**metadata)
+    DatasetCatalog.register(name, lambda: [{"file_name": f, "image_id": f} for f in files])
+    MetadataCatalog.get(name).set(**metadata)
 
 
 def seen(tmp_path: Path, boxes: Path | None, *words: Any) -> set[str]:
@@ -62,6 +64,29 @@ def test_names_start_at_the_datasets_folder(tmp_path: Path, key: str) -> None:
     registered([f"{folder}/{name}" for name in names], **({key: f"{folder}/"} if key else {}))
     # without a key: the folder that the folders n0000 and n0001 have in common
     assert seen(tmp_path, proposals(tmp_path, names)) == {Path(name).name for name in names}
+
+
+def test_two_folders_do_not_share_boxes(tmp_path: Path) -> None:
+    for name, folder in ((NAME, "a"), (OTHER, "b")):
+        names = write_scenes(tmp_path / folder, 2)
+        root = str(tmp_path / folder)
+        registered([f"{root}/{image}" for image in names], name, image_root=root)
+    boxes = proposals(tmp_path, names)
+    cfg = config(tmp_path, boxes)
+    cfg.DATASETS.TRAIN = (NAME, OTHER)
+    with pytest.raises(DatasetError, match=rf"/a .*{NAME}.* and in .*/b .*{OTHER}.*holds both"):
+        take(cfg, 1)
+    # from the folder above, each has its own
+    for name in (NAME, OTHER):
+        MetadataCatalog.pop(name)
+        MetadataCatalog.get(name).set(image_root=str(tmp_path))
+    both = proposals(tmp_path, [f"{folder}/{image}" for folder in "ab" for image in names])
+    cfg.SOCO.PROPOSALS.FILE = str(both)
+    cfg.SOLVER.IMS_PER_BATCH = 4
+    assert len({sample["file_name"] for sample in take(cfg, 1)[0]}) == 4
+    # the same folder twice is no mistake
+    cfg.DATASETS.TRAIN = (NAME, NAME)
+    assert take(cfg, 1)
 
 
 def test_images_without_a_common_folder(tmp_path: Path) -> None:
