@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -18,6 +20,28 @@ from ext_common.evaluation.vocabularies import read_test_vocabulary, resets_clas
 from ext_common.recorded_vocabulary import recorded_vocabulary
 from ext_common.registries import CONFIG_CHECK_REGISTRY, EVALUATOR_REGISTRY
 from ext_common.vocabulary import Vocabulary
+from ext_common.vocabulary_files import DATASET_PREFIX
+from ext_common.vocabulary_order import first_misplaced, known_names
+
+_VOCABULARY = "MODEL.VOCABULARY"
+_TRAINED_FILE, _TESTED_FILE = "TEXT_EMB_PATH", "OPENSET_TEST_TEXT_EMB_PATH"
+
+
+@dataclass(frozen=True)
+class _ModelClasses:
+    """What a configuration says about the classes of its model.
+
+    Attributes:
+        count: their number.
+        key: the key that gives the number.
+        names: what the rows stand for; None = not known.
+        source: the key that gives the names, and the file.
+    """
+
+    count: int
+    key: str
+    names: tuple[str, ...] | None = None
+    source: str = ""
 
 
 @CONFIG_CHECK_REGISTRY.register()
@@ -108,17 +132,19 @@ def _check_training_classes(cfg: CfgNode) -> None:
     A dataset may have fewer where another has them all and agrees on those: LVIS with the 22,047
     classes that begin with LVIS' own.
     """
-    expected, key = _model_classes(cfg)
-    if expected is None:
+    model = _model_classes(cfg)
+    if model is None:
         return
+    expected = model.count
     classes = {name: _classes_of(name) for name in cfg.DATASETS.TRAIN}
     known = {name: found for name, found in classes.items() if found}
     complete = next((name for name, found in known.items() if len(found) == expected), None)
     for name, found in known.items():
         if len(found) != expected and (complete is None or len(found) > expected):
-            _refuse_count(name, len(found), expected, key)
+            _refuse_count(name, len(found), model)
         if complete is not None:
             check_same_order(name, found, complete, known[complete])
+        _check_model_order(name, found, model)
 
 
 def _check_test_classes(cfg: CfgNode, name: str) -> None:
@@ -127,11 +153,13 @@ def _check_test_classes(cfg: CfgNode, name: str) -> None:
     if resets_classes(cfg):
         read_test_vocabulary(cfg, name)
         return
-    expected, key = _tested_classes(cfg)
-    if expected is None or not found:
+    model = _tested_classes(cfg)
+    if model is None or not found:
         return
+    expected = model.count
     if len(found) != expected:
-        _refuse_count(name, len(found), expected, key)
+        _refuse_count(name, len(found), model)
+    _check_model_order(name, found, model)
     for trained in cfg.DATASETS.TRAIN:
         # the training set need not be here when a model is evaluated
         if trained in DatasetCatalog and not _missing(trained):
@@ -141,31 +169,66 @@ def _check_test_classes(cfg: CfgNode, name: str) -> None:
                 return
 
 
-def _model_classes(cfg: CfgNode) -> tuple[int | None, str]:
-    """Number of classes of the model and the key that says so; None for models without classes."""
+def _check_model_order(name: str, found: Sequence[str], model: _ModelClasses) -> None:
+    """The names that belong to the model's rows, where they are known, are the dataset's."""
+    # lists of other lengths are refused elsewhere, or one begins with the other
+    if model.names is None or len(model.names) != len(found):
+        return
+    row = first_misplaced(found, model.names, renamed=model.source == _VOCABULARY)
+    if row is None:
+        return
+    fix = (
+        f"name the classes in the dataset's order, or set {_VOCABULARY} {DATASET_PREFIX}{name}"
+        if model.source == _VOCABULARY
+        else "make the file from the dataset's own categories (tools/prepare_data.py "
+        "concept-features --ann); rows without names (.npy) are taken in the dataset's order"
+    )
+    raise DatasetError(
+        f"class {row} is {found[row]!r} here and {model.names[row]!r} in {model.source}",
+        where=f"dataset {name!r}",
+        fix=fix,
+    )
+
+
+def _model_classes(cfg: CfgNode) -> _ModelClasses | None:
+    """The classes of the model in training; None for models without classes."""
     if cfg.MODEL.get("VOCABULARY"):
         try:
             vocabulary = Vocabulary.parse(cfg.MODEL.VOCABULARY, generate_names=True)
         except (VocabularyError, DatasetError) as error:
             # the dataset that named the classes need not be here when a model is evaluated
             vocabulary = recorded_vocabulary(cfg, error)
-        return len(vocabulary), "MODEL.VOCABULARY"
+        names = known_names(vocabulary.names)
+        return _ModelClasses(len(vocabulary), _VOCABULARY, names, _VOCABULARY)
     if cfg.MODEL.META_ARCHITECTURE == "CenterNetDetector" and not cfg.MODEL.CENTERNET.ONLY_PROPOSAL:
-        return int(cfg.MODEL.CENTERNET.NUM_CLASSES), "MODEL.CENTERNET.NUM_CLASSES"
+        return _ModelClasses(int(cfg.MODEL.CENTERNET.NUM_CLASSES), "MODEL.CENTERNET.NUM_CLASSES")
     if cfg.MODEL.META_ARCHITECTURE == "DeformableDetr":
-        return int(cfg.MODEL.DETR.NUM_CLASSES), "MODEL.DETR.NUM_CLASSES"
+        return _ModelClasses(int(cfg.MODEL.DETR.NUM_CLASSES), "MODEL.DETR.NUM_CLASSES")
     if "RCNN" in cfg.MODEL.META_ARCHITECTURE:
-        return int(cfg.MODEL.ROI_HEADS.NUM_CLASSES), "MODEL.ROI_HEADS.NUM_CLASSES"
-    return None, ""
+        count, key = int(cfg.MODEL.ROI_HEADS.NUM_CLASSES), "MODEL.ROI_HEADS.NUM_CLASSES"
+        path = _embedding_file(cfg, _TRAINED_FILE)
+        # a file that is missing is the model's to refuse
+        if not path or not Path(path).expanduser().is_file():
+            return _ModelClasses(count, key)
+        names = known_names(Vocabulary.from_file(path, generate_names=True).names)
+        return _ModelClasses(count, key, names, f"MODEL.CLIP.{_TRAINED_FILE} {path}")
+    return None
 
 
-def _tested_classes(cfg: CfgNode) -> tuple[int | None, str]:
+def _tested_classes(cfg: CfgNode) -> _ModelClasses | None:
     """As :func:`_model_classes`; RegionCLIP's detectors may test other classes than they train."""
-    path = (cfg.MODEL.get("CLIP") or {}).get("OPENSET_TEST_TEXT_EMB_PATH")
-    if not path or cfg.MODEL.META_ARCHITECTURE != "CLIPFastRCNN":
+    path = _embedding_file(cfg, _TESTED_FILE)
+    if not path:
         return _model_classes(cfg)
-    classes = Vocabulary.from_file(path, generate_names=True)
-    return len(classes), "MODEL.CLIP.OPENSET_TEST_TEXT_EMB_PATH"
+    classes, key = Vocabulary.from_file(path, generate_names=True), f"MODEL.CLIP.{_TESTED_FILE}"
+    return _ModelClasses(len(classes), key, known_names(classes.names), f"{key} {path}")
+
+
+def _embedding_file(cfg: CfgNode, key: str) -> str:
+    """A file of class embeddings that RegionCLIP's detector classifies with; empty for none."""
+    if cfg.MODEL.META_ARCHITECTURE != "CLIPFastRCNN":
+        return ""
+    return str((cfg.MODEL.get("CLIP") or {}).get(key) or "")
 
 
 def _classes_of(name: str) -> Sequence[str]:
@@ -180,12 +243,15 @@ def _missing(name: str) -> bool:
     return False
 
 
-def _refuse_count(name: str, found: int, expected: int, key: str) -> None:
+def _refuse_count(name: str, found: int, model: _ModelClasses) -> None:
+    key = model.key
     fix = (
         f"set {key} {found}, or use another dataset"
         if key.endswith("NUM_CLASSES")
         else f"name the {found} classes in {key}, or use dataset:{name}"
     )
     raise DatasetError(
-        f"{found} classes, but {key} stands for {expected}", where=f"dataset {name!r}", fix=fix
+        f"{found} classes, but {key} stands for {model.count}",
+        where=f"dataset {name!r}",
+        fix=fix,
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ext_common.data.annotation_checks import refuse
+from ext_common.data.image_paths import leaves_root
 from ext_common.data.json_files import read_json
 from ext_common.errors import DatasetError
 from ext_common.images import printable
@@ -28,8 +30,9 @@ class CocoCaptionPairs:
             beside folder ``X``).
 
     Raises:
-        DatasetError: a missing file or folder, missing fields, captions of images that the file
-            does not have, or no image with a caption. Files are looked for one by one at the start.
+        DatasetError: a missing file or folder, missing fields, names of files outside the folder,
+            captions of images that the file does not have, or no image with a caption. All files
+            are looked for at the start.
     """
 
     def __init__(self, annotations: str | Path, image_root: str | Path | None = None) -> None:
@@ -38,8 +41,7 @@ class CocoCaptionPairs:
         self._pairs = _read_pairs(self.path)
         if not self.image_root.is_dir():
             raise DatasetError("no such folder of images", where=printable(self.image_root))
-        names = {entry.name for entry in self.image_root.iterdir()}
-        missing = [name for name, _ in self._pairs if "/" not in name and name not in names]
+        missing = _missing(self.image_root, [name for name, _ in self._pairs])
         if missing:
             raise DatasetError(
                 f"{len(missing)} of {len(self._pairs)} images of {printable(self.path)} are not "
@@ -53,8 +55,18 @@ class CocoCaptionPairs:
         """The captions file."""
         return str(self.path)
 
+    @property
+    def pictures(self) -> Path:
+        """The folder of the images."""
+        return self.image_root
+
     def __len__(self) -> int:
         return len(self._pairs)
+
+    def keys(self) -> Iterator[str]:
+        """Names of the image files."""
+        for name, _ in self._pairs:
+            yield name
 
     def pair(self, place: int) -> Pair:
         """One pair; the image is read by the caller."""
@@ -80,6 +92,12 @@ def _read_pairs(path: Path) -> list[tuple[str, tuple[str, ...]]]:
                 f"an image without id or file_name: {str(image)[:80]}", where=str(path)
             )
         names[image["id"]] = name
+    refuse(
+        [printable(name) for name in names.values() if leaves_root(name)],
+        "file names lead out of the folder of images",
+        where=printable(path),
+        fix="name files relative to that folder, without '..'",
+    )
     captions: dict[Any, list[str]] = defaultdict(list)
     wrong, foreign = [], []
     for entry in _objects(content, "annotations", path):
@@ -98,6 +116,20 @@ def _read_pairs(path: Path) -> list[tuple[str, tuple[str, ...]]]:
     if len(pairs) < len(names):
         logger.info("%s: left out %d images without captions", path, len(names) - len(pairs))
     return pairs
+
+
+def _missing(root: Path, names: Sequence[str]) -> list[str]:
+    """Names without a file. Folders are listed once each: a look-up per file takes minutes."""
+    listed: dict[str, set[str]] = {}
+    missing = []
+    for name in names:
+        folder, _, base = name.rpartition("/")
+        if folder not in listed:
+            path = root / folder
+            listed[folder] = set(os.listdir(path)) if path.is_dir() else set()
+        if base not in listed[folder]:
+            missing.append(name)
+    return missing
 
 
 def _objects(content: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]:

@@ -58,8 +58,18 @@ class TarPairs:
         """The archive."""
         return str(self.archive.path)
 
+    @property
+    def pictures(self) -> Path:
+        """The archive."""
+        return self.archive.path
+
     def __len__(self) -> int:
         return len(self._members_N2)
+
+    def keys(self) -> Iterator[str]:
+        """Names of the images in the archive."""
+        for image in self._members_N2[:, 0].tolist():
+            yield self.archive.names[image]
 
     def pair(self, place: int) -> Pair:
         """Read one pair."""

@@ -60,8 +60,21 @@ class TsvPairs:
         """The image file."""
         return str(self.images.path)
 
+    @property
+    def pictures(self) -> Path:
+        """The image file."""
+        return self.images.path
+
     def __len__(self) -> int:
         return len(self.images) if self._rows is None else len(self._rows)
+
+    def keys(self) -> Iterator[str]:
+        """The keys of all rows, from the text file; that the images' are equal :meth:`pair` sees."""
+        if self._rows is None:
+            yield from self.texts.column(0)
+        else:
+            for row in self._rows.tolist():
+                yield self.texts.row(row)[0]
 
     def pair(self, place: int) -> Pair:
         """Read one pair.

@@ -18,6 +18,7 @@ from ext_common.errors import ConfigError, DatasetError, VocabularyError
 from ext_common.recorded_vocabulary import recorded_vocabulary
 from ext_common.text_encoder import load_vocabulary
 from ext_common.vocabulary import Vocabulary
+from ext_common.vocabulary_order import known_names
 
 
 class ClassEmbeddings(nn.Module):
@@ -33,6 +34,7 @@ class ClassEmbeddings(nn.Module):
     def __init__(self, emb_CD: Tensor | None, *, num_classes: int, dim: int) -> None:
         super().__init__()
         self.configured = emb_CD is not None
+        self._seen = False  # that the rows are not zeros: looked at once after each loading
         if emb_CD is None:
             emb_CD = torch.zeros(num_classes, dim)
         self.weight = nn.Parameter(emb_CD.detach().clone().float(), requires_grad=False)
@@ -43,20 +45,21 @@ class ClassEmbeddings(nn.Module):
         Raises:
             VocabularyError: neither configuration nor checkpoint gave it.
         """
-        if not self.configured and not bool(self.weight.any()):
+        if not self.configured and not self._seen and not bool(self.weight.any()):
             raise VocabularyError(
                 "the detector has no classes",
                 where="MODEL.CLIP.TEXT_EMB_PATH",
                 fix="give --vocabulary, MODEL.VOCABULARY or an embedding file, or a checkpoint of a "
                 "detector that has them",
             )
-        self.configured = True  # looked at once
+        self._seen = True
         return self.weight
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         name = f"{prefix}weight"
+        self._seen = False
         if self.configured and name in state_dict:
             state_dict = {**state_dict, name: self.weight}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -79,14 +82,14 @@ class ConfiguredClasses:
         """``MODEL.VOCABULARY``, else ``TEXT_EMB_PATH``; and ``OPENSET_TEST_TEXT_EMB_PATH``.
 
         Raises:
-            ConfigError: embeddings of another width than the model's, or another number of
-                training classes than ``ROI_HEADS.NUM_CLASSES``.
+            ConfigError: embeddings of another width than the model's, a file without embeddings,
+                or another number of training classes than ``ROI_HEADS.NUM_CLASSES``.
             VocabularyError: a file that cannot be read.
         """
         clip = cfg.MODEL.CLIP
         trained = _chosen(cfg)
         if trained is None and clip.TEXT_EMB_PATH:
-            trained = _from_file(cfg, clip.TEXT_EMB_PATH, cfg.DATASETS.TRAIN)
+            trained = _from_file(cfg, "TEXT_EMB_PATH", cfg.DATASETS.TRAIN)
             count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
             if len(trained) != count:
                 raise ConfigError(
@@ -98,7 +101,7 @@ class ConfiguredClasses:
                 )
         tested = None
         if clip.OPENSET_TEST_TEXT_EMB_PATH:
-            tested = _from_file(cfg, clip.OPENSET_TEST_TEXT_EMB_PATH, cfg.DATASETS.TEST)
+            tested = _from_file(cfg, "OPENSET_TEST_TEXT_EMB_PATH", cfg.DATASETS.TEST)
         for vocabulary in (trained, tested):
             _check_width(vocabulary, clip.TEXT_EMB_DIM)
         return cls(trained, tested)
@@ -116,17 +119,36 @@ def _chosen(cfg: CfgNode) -> Vocabulary | None:
         return recorded_vocabulary(cfg, error)
 
 
-def _from_file(cfg: CfgNode, path: str, datasets: Sequence[str]) -> Vocabulary:
-    """Embeddings of a file, with the class names of the first dataset that has as many."""
-    unnamed = Vocabulary.from_file(path, generate_names=True)
+def _from_file(cfg: CfgNode, key: str, datasets: Sequence[str]) -> Vocabulary:
+    """The embeddings of ``MODEL.CLIP.<key>`` with the names that belong to the rows.
+
+    Those of the file, where it has some: a dataset with another order must not rename its rows
+    (``ext_common.data.dataset_checks`` compares the two before a training or a test). Rows without
+    names have those of the first dataset with as many classes.
+
+    Raises:
+        ConfigError: the file has names and no embeddings.
+        VocabularyError: it cannot be read.
+    """
+    path = cfg.MODEL.CLIP[key]
+    vocabulary = Vocabulary.from_file(path, generate_names=True)
+    if vocabulary.embeddings_CD is None:
+        raise ConfigError(
+            f"{path} has names and no embeddings",
+            where=f"MODEL.CLIP.{key}",
+            fix="make them (tools/prepare_data.py concept-features), or name the classes in "
+            "MODEL.VOCABULARY: they are embedded then",
+        )
+    if known_names(vocabulary.names) is not None:
+        return vocabulary
     for dataset in (*datasets, *cfg.DATASETS.TEST):
         try:
             names = MetadataCatalog.get(dataset).get("thing_classes")
         except DatasetError:  # not on this machine
             continue
-        if names is not None and len(names) == len(unnamed):
+        if names is not None and len(names) == len(vocabulary):
             return Vocabulary.from_file(path, names=names)
-    return unnamed
+    return vocabulary
 
 
 def _check_width(vocabulary: Vocabulary | None, width: int) -> None:

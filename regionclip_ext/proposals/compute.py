@@ -6,7 +6,7 @@ Legend: N images of a batch, R proposals of an image.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,20 @@ from numpy.typing import NDArray
 
 from ext_common.data.box_file import ImageBoxes
 from ext_common.errors import DatasetError, ImageError
-from ext_common.images import DEFAULT_MAX_PIXELS, read_image
+from ext_common.images import DEFAULT_MAX_PIXELS, printable, read_image
 from regionclip_ext.data.pairs import PairRecords
 from regionclip_ext.data.resize import ShortSideResize
 from regionclip_ext.modeling.regions.source import RegionSource
-from regionclip_ext.proposals.store import open_part, part_path, write_part
+from regionclip_ext.proposals.image_keys import ImageKeys
+from regionclip_ext.proposals.store import (
+    OF_ONE_PART,
+    is_for_other_images,
+    open_part,
+    part_files,
+    part_path,
+    part_settings,
+    write_part,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +67,7 @@ class ProposalRun:
     skip_bad: bool = False
 
     def run(self, progress: Callable[[int], None] | None = None) -> int:
-        """Make the parts that are missing.
+        """Make the parts that are missing; those that are there are looked at before.
 
         Args:
             progress: told the number of images done.
@@ -67,44 +76,68 @@ class ProposalRun:
             Images that were processed; those of parts that were there are not counted.
 
         Raises:
-            DatasetError: an image that cannot be read (without ``skip_bad``), or a part made with
-                other settings.
+            DatasetError: an image that cannot be read (without ``skip_bad``), two pictures of one
+                key, or a part made with other settings or of other images.
         """
+        keys = ImageKeys(self.records)
+        header = {**self.header, "part_size": self.part_size}
+        starts = range(0, len(self.records), self.part_size)
+        spans = [(start, min(start + self.part_size, len(self.records))) for start in starts]
+        there = self._check_parts(header, [keys.digest(*span) for span in spans])
         processed = 0
-        for number, start in enumerate(range(0, len(self.records), self.part_size)):
-            end = min(start + self.part_size, len(self.records))
-            path = part_path(self.folder, number)
-            if path.is_file():
-                self._check(path, start, end)
-            else:
-                found = self._part(start, end, progress)
-                write_part(self.folder, number, {**self.header, "part_size": self.part_size}, found)
+        for number, (start, end) in enumerate(spans):
+            if part_path(self.folder, number) not in there:
+                found = self._part(start, end, keys, progress)
+                write_part(self.folder, number, header, found, keys.digest(start, end))
                 processed += end - start
             if progress is not None:
                 progress(end)
         return processed
 
-    def _check(self, path: Path, start: int, end: int) -> None:
-        if open_part(path).settings != {**self.header, "part_size": self.part_size}:
-            raise DatasetError(
-                f"holds images {start} to {end - 1} with proposals of another detector or setting",
-                where=str(path),
-                fix="delete the folder, or name another --output",
-            )
+    def _check_parts(self, header: Mapping[str, Any], digests: Sequence[str]) -> set[Path]:
+        """The part files that are there.
+
+        Args:
+            header: what they must say.
+            digests: of the keys of each part's images.
+
+        Raises:
+            DatasetError: one was made with other settings, or of other images.
+        """
+        wanted = {part_path(self.folder, n): digest for n, digest in enumerate(digests)}
+        there = part_files(self.folder)
+        for path in there:
+            settings = open_part(path).settings
+            # a part behind the last one is of other images too
+            expected = part_settings(header, wanted.get(path, ""))
+            if is_for_other_images(settings, expected):
+                raise DatasetError(
+                    "holds proposals of other images than this run's, or in another order",
+                    where=printable(path),
+                    fix="delete this file, or name another --output",
+                )
+            if settings != expected:
+                raise DatasetError(
+                    "holds proposals of another detector or setting: "
+                    + _differences(settings, expected),
+                    where=printable(path),
+                    fix="delete the folder, or name another --output",
+                )
+        return set(there)
 
     def _part(
-        self, start: int, end: int, progress: Callable[[int], None] | None
+        self, start: int, end: int, keys: ImageKeys, progress: Callable[[int], None] | None
     ) -> Iterable[ImageBoxes]:
-        found: dict[str, ImageBoxes] = {}  # of images with one key the last one stays
+        found: dict[str, ImageBoxes] = {}  # a picture with several rows of captions is there once
         for first in range(start, end, self.batch_size):
-            batch = list(self._read(range(first, min(first + self.batch_size, end))))
+            batch = list(self._read(range(first, min(first + self.batch_size, end)), keys))
             found.update((image.name, image) for image in self._propose(batch))
             if progress is not None:
                 progress(first)
         return found.values()
 
     def _read(
-        self, places: Sequence[int]
+        self, places: Sequence[int], keys: ImageKeys
     ) -> Iterator[tuple[str, tuple[int, int], NDArray[np.uint8]]]:
         """Key, original (height, width) and resized pixels of images."""
         for place in places:
@@ -119,6 +152,7 @@ class ProposalRun:
                     raise
                 logger.warning("left out: %s", error)
                 continue
+            keys.check(place, pair)
             size = (image_HWC.shape[0], image_HWC.shape[1])
             yield pair.key, size, self.resize(image_HWC)
 
@@ -141,3 +175,14 @@ class ProposalRun:
             logits_R = one.objectness_logits.float().cpu()
             found.append(ImageBoxes(key, original, (boxes_R4 * scale).numpy(), logits_R.numpy()))
         return found
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Which settings are not the same; ``images`` follows from them."""
+    names = sorted(before.keys() | now.keys())
+    found = [
+        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+        for name in names
+        if name != OF_ONE_PART and before.get(name) != now.get(name)
+    ]
+    return "; ".join(found)

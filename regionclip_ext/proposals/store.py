@@ -2,7 +2,8 @@
 
 A part file holds the proposals of some images and is written whole or not at all, so that an
 interrupted run goes on with the next part. Boxes are float32 XYXY pixels of the image as it was
-read, by falling score; scores are objectness logits.
+read, by falling score; scores are objectness logits. An image is found by its key with the name of
+its source before it, because archives often share the names of their members.
 
 Legend: N images of all parts.
 """
@@ -24,6 +25,10 @@ from ext_common.images import printable
 SUFFIX = ".regions"
 MADE_BY = "proposals"
 
+_KEYS = "source:image"  # what the names in a part are; older files had the image's alone
+OF_ONE_PART = "images"
+"""The setting that differs from part to part: digest of the keys of its images."""
+
 
 class ProposalStore:
     """Reads proposals by image key. Objects can be pickled, and shared by forked workers.
@@ -32,8 +37,8 @@ class ProposalStore:
         folder: with part files.
 
     Raises:
-        DatasetError: no such folder, no part file, one that is damaged, or two that were made by
-            different detectors.
+        DatasetError: no such folder, no part file, one that is damaged, two that were made by
+            different detectors, or files of an older version, whose keys do not name the source.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -45,9 +50,15 @@ class ProposalStore:
                 where=printable(self.folder) or "MODEL.CLIP.PROPOSAL_FILE",
                 fix="make them: tools/prepare_data.py proposals",
             )
-        self.header = self._parts[0].settings
+        self.header = _shared(self._parts[0].settings)
+        if self.header.get("keys") != _KEYS:
+            raise DatasetError(
+                "made by an older version, which did not tell images of one name in two files apart",
+                where=printable(self.folder),
+                fix="delete the folder and make the proposals again",
+            )
         for part in self._parts:
-            if part.settings != self.header:
+            if _shared(part.settings) != self.header:
                 raise DatasetError(
                     "made with other settings than the first part file",
                     where=printable(part.path),
@@ -68,7 +79,8 @@ class ProposalStore:
         """The proposals of an image.
 
         Args:
-            key: of the image in its source.
+            key: of the image with its source, as
+                :meth:`~regionclip_ext.data.pairs.PairRecords.read` gives it.
             size: (height, width) of the image as it was read, to be compared.
 
         Raises:
@@ -79,7 +91,8 @@ class ProposalStore:
             raise DatasetError(
                 f"no proposals for image {printable(key)!r}",
                 where=printable(self.folder),
-                fix="make them for these images: tools/prepare_data.py proposals",
+                fix="make them for these images: tools/prepare_data.py proposals; before the colon "
+                "is the name of the file or folder that the image is in",
             )
         if size is not None and size != found.size_hw:
             raise DatasetError(
@@ -113,7 +126,11 @@ class ProposalStore:
 
 
 def write_part(
-    folder: Path, number: int, header: Mapping[str, Any], images: Iterable[ImageBoxes]
+    folder: Path,
+    number: int,
+    header: Mapping[str, Any],
+    images: Iterable[ImageBoxes],
+    wanted: str = "",
 ) -> Path:
     """Write one part file, whole or not at all.
 
@@ -122,11 +139,27 @@ def write_part(
         number: of the part.
         header: what made the proposals; the same for all parts.
         images: proposals with their scores; the name of an image is its key.
+        wanted: digest of the keys of the images that the part is for.
     """
     path = part_path(folder, number)
     folder.mkdir(parents=True, exist_ok=True)
-    write_boxes(path, images, MADE_BY, header)
+    write_boxes(path, images, MADE_BY, part_settings(header, wanted))
     return path
+
+
+def part_settings(header: Mapping[str, Any], wanted: str) -> dict[str, Any]:
+    """What a part file says about how it was made, see :func:`write_part`."""
+    return {**header, "keys": _KEYS, OF_ONE_PART: wanted}
+
+
+def is_for_other_images(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a part differs from a wanted one in its images alone."""
+    return _shared(settings) == _shared(wanted) and settings != wanted
+
+
+def _shared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What all parts of a folder have in common."""
+    return {key: value for key, value in settings.items() if key != OF_ONE_PART}
 
 
 def open_part(path: Path) -> BoxFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,46 @@ def test_coco_captions_that_do_not_match_the_images(tmp_path: Path) -> None:
         CocoCaptionPairs(file)
 
 
+def _rename_first(file: Path, name: str) -> None:
+    """Another file_name for the first image of a captions file."""
+    content = json.loads(file.read_text())
+    content["images"][0]["file_name"] = name
+    file.write_text(json.dumps(content))
+
+
+def test_coco_images_outside_their_folder_are_refused(tmp_path: Path) -> None:
+    file = write_coco(tmp_path / "coco")
+    secret = tmp_path / "coco" / "secret.png"
+    secret.write_bytes((tmp_path / "coco" / "tiny2017" / "000000000000.png").read_bytes())
+    for name in ("../secret.png", str(secret), "a/../../secret.png", "..\\secret.png", ""):
+        _rename_first(file, name)
+        with pytest.raises(DatasetError, match="1 file names lead out of the folder") as caught:
+            CocoCaptionPairs(file)
+        assert str(file) in str(caught.value)
+        assert "relative to that folder" in str(caught.value)
+
+
+def test_coco_images_in_folders_are_looked_for_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_coco(tmp_path)
+    images = tmp_path / "tiny2017"
+    for name in ("sub/missing.png", "nowhere/000000000000.png", "000000000001.png/x.png"):
+        (images / "sub").mkdir(exist_ok=True)
+        _rename_first(file, name)
+        with pytest.raises(DatasetError, match=f"1 of 3 images .* the first is {name}"):
+            CocoCaptionPairs(file)
+    (images / "sub" / "deep..er").mkdir()
+    (images / "000000000000.png").rename(images / "sub" / "deep..er" / "a.png")
+    _rename_first(file, "sub/deep..er/a.png")
+    listed: list[str] = []
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: listed.append(str(path)) or listdir(path))
+    pairs = CocoCaptionPairs(file)
+    assert pairs.pair(0).image == images / "sub" / "deep..er" / "a.png"
+    assert sorted(listed) == [str(images), str(images / "sub" / "deep..er")]  # once each
+
+
 @pytest.mark.parametrize("json_texts", [False, True], ids=["txt", "json"])
 def test_tar_pairs(tmp_path: Path, json_texts: bool) -> None:
     pairs = TarPairs(write_tar(tmp_path / "a.tar", json_texts=json_texts))
@@ -172,7 +213,14 @@ def test_several_sources_are_numbered_through(tmp_path: Path) -> None:
     cfg.DATASETS.PATH_TRAIN += (f"{tmp_path / 'a.tar'}",)
     records = load_pair_records(cfg)
     keys = [records.read(place).key for place in range(len(records))]
-    assert keys == ["key0", "key1", "0000.png", "0001.png", "0002.png"]
+    assert keys == [
+        "train.images.tsv:key0",
+        "train.images.tsv:key1",
+        "a.tar:0000.png",
+        "a.tar:0001.png",
+        "a.tar:0002.png",
+    ]
+    assert list(records.keys()) == keys
     assert np.unique([records[place]["image_id"] for place in range(5)]).tolist() == list(range(5))
 
 

@@ -1,4 +1,8 @@
-"""Precomputed regions: stored and found again, made in parts, moved with the image."""
+"""Precomputed regions: stored and found again, made in parts, moved with the image.
+
+Which images they belong to is in ``test_proposal_keys.py``, what the command refuses in
+``test_proposals_command.py``.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import pytest
 import torch
 from detectron2.structures import Instances
 
-from ext_common.data.box_file import ImageBoxes
+from ext_common.data.box_file import ImageBoxes, write_boxes
 from ext_common.errors import DatasetError, ImageError
 from regionclip_ext.data.pair_mapper import moved_regions
 from regionclip_ext.data.pairs import PairRecords
@@ -19,7 +23,7 @@ from regionclip_ext.data.resize import ShortSideResize
 from regionclip_ext.data.tsv_pairs import TsvPairs
 from regionclip_ext.modeling.regions.source import as_regions
 from regionclip_ext.proposals.compute import ProposalRun
-from regionclip_ext.proposals.store import ProposalStore, part_path, write_part
+from regionclip_ext.proposals.store import MADE_BY, ProposalStore, part_path, write_part
 from tests.regionclip_ext.pair_files import write_tsv
 
 
@@ -82,6 +86,9 @@ def test_store_refuses_nothing_mixed_and_damaged(tmp_path: Path) -> None:
     write_part(tmp_path, 1, {"nms": 0.7}, [_regions("b", 1)])
     with pytest.raises(DatasetError, match="other settings than the first"):
         ProposalStore(tmp_path)
+    write_boxes(part_path(tmp_path, 0), [_regions("a", 1)], MADE_BY, {"nms": 0.5})
+    with pytest.raises(DatasetError, match=r"older version.*make the proposals again"):
+        ProposalStore(tmp_path)
     part_path(tmp_path, 1).write_bytes(b"short")
     with pytest.raises(DatasetError, match=r"part-00001\.regions: cannot be read"):
         ProposalStore(tmp_path)
@@ -108,14 +115,15 @@ def test_run_makes_missing_parts_only_in_pixels_of_the_original(tmp_path: Path) 
     assert source.images == 7
     assert done[-1] == 7
     store = ProposalStore(folder)
-    assert [len(store.find(f"key{n}").boxes_K4) for n in range(7)] == [1, 2, 3, 4, 5, 6, 7]
+    keys = [f"train.images.tsv:key{n}" for n in range(7)]
+    assert [len(store.find(key).boxes_K4) for key in keys] == [1, 2, 3, 4, 5, 6, 7]
     # pictures are 64 x 48 and were halved for the detector
-    np.testing.assert_allclose(store.find("key0", (48, 64)).boxes_K4, [[32, 24, 64, 48]])
+    np.testing.assert_allclose(store.find(keys[0], (48, 64)).boxes_K4, [[32, 24, 64, 48]])
     part_path(folder, 1).unlink()
     again = _Corners()
     assert _run(records, folder, again).run() == 3
     assert again.images == 3
-    with pytest.raises(DatasetError, match="another detector or setting"):
+    with pytest.raises(DatasetError, match=r"another detector or setting: nms was 0.5, is 0.7"):
         _run(records, folder, header={"nms": 0.7}).run()
 
 
@@ -129,11 +137,8 @@ def test_unreadable_images_end_the_run_or_are_left_out(tmp_path: Path) -> None:
         _run(records, tmp_path / "a").run()
     _run(records, tmp_path / "b", skip_bad=True).run()
     store = ProposalStore(tmp_path / "b")
-    assert [key for key in ("key0", "key1", "key2", "key3") if key in store] == [
-        "key0",
-        "key2",
-        "key3",
-    ]
+    found = [n for n in range(4) if f"train.images.tsv:key{n}" in store]
+    assert found == [0, 2, 3]
 
 
 def test_boxes_move_with_the_resized_and_flipped_image() -> None:

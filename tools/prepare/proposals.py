@@ -4,7 +4,8 @@
         --rpn-weights rpn_lvis_866.pth --output datasets/regions/coco
 
 Images, resize, detector (OFFLINE_RPN_CONFIG) and numbers of proposals are those of the configuration.
-A stopped run goes on where it was. Then train with MODEL.CLIP.CROP_REGION_TYPE FILE and
+A stopped run goes on where it was; a folder made with another detector or setting, or of other images, is
+refused. Then train with MODEL.CLIP.CROP_REGION_TYPE FILE and
 MODEL.CLIP.PROPOSAL_FILE naming the output folder.
 """
 
@@ -19,7 +20,9 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ext_common.config import load_config
+from ext_common.config_digest import config_digest
 from ext_common.errors import ConfigError
+from ext_common.file_digest import sha256_of
 from ext_common.images import printable
 from ext_common.packages import register_all
 from regionclip_ext.checkpoint import load_offline_branch
@@ -30,6 +33,24 @@ from regionclip_ext.modeling.regions.offline import OfflineRPN, build_offline_rp
 from regionclip_ext.proposals.compute import PART_SIZE, ProposalRun
 
 from .files import progress_bar
+
+# keys of the offline branch that are paths, or that neither backbone nor RPN reads
+_WITHOUT_EFFECT = (
+    "DATALOADER.*",
+    "DATASETS.*",
+    "INPUT_DIR",
+    "INPUT.TRUST_FILES",
+    "MODEL.*.CACHE_*",
+    "MODEL.*ENCODER_WEIGHTS",
+    "MODEL.*RPN_WEIGHTS",
+    "MODEL.*_FILE",
+    "MODEL.*_PATH",
+    "MODEL.CLIP.OFFLINE_RPN_CONFIG",
+    "MODEL.TEXT_ENCODER.*",
+    "SOCO.*",
+    "SOLVER.*",
+    "TEST.*",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,16 +102,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _header(cfg: CfgNode, weights: Path) -> dict[str, Any]:
-    """What decides about the proposals."""
+    """What decides about the proposals; names of files do not, their content does."""
     branch = offline_config(cfg, top_k=cfg.MODEL.CLIP.PRETRAIN_RPN_REGIONS)
     return {
-        "weights": weights.name,
-        "weights_bytes": weights.stat().st_size,
+        "weights_sha256": sha256_of(weights),
+        "config_digest": config_digest(branch, _WITHOUT_EFFECT),
         "backbone": branch.MODEL.BACKBONE.NAME,
         "nms": branch.MODEL.RPN.NMS_THRESH,
         "top_k": branch.MODEL.RPN.POST_NMS_TOPK_TEST,
         "short": cfg.AUG.TRAIN.IMAGE_SIZE[0],
         "longest": cfg.AUG.TRAIN.MAX_SIZE,
+        "interpolation": cfg.AUG.INTERPOLATION,
+        "channels": cfg.INPUT.FORMAT,
     }
 
 
