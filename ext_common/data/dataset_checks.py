@@ -24,6 +24,7 @@ from ext_common.vocabulary_files import DATASET_PREFIX
 from ext_common.vocabulary_order import first_misplaced, known_names
 
 _VOCABULARY = "MODEL.VOCABULARY"
+_DETIC_FILE = "ZEROSHOT_WEIGHT_PATH"
 _TRAINED_FILE, _TESTED_FILE = "TEXT_EMB_PATH", "OPENSET_TEST_TEXT_EMB_PATH"
 
 
@@ -206,12 +207,15 @@ def _model_classes(cfg: CfgNode) -> _ModelClasses | None:
         return _ModelClasses(int(cfg.MODEL.DETR.NUM_CLASSES), "MODEL.DETR.NUM_CLASSES")
     if "RCNN" in cfg.MODEL.META_ARCHITECTURE:
         count, key = int(cfg.MODEL.ROI_HEADS.NUM_CLASSES), "MODEL.ROI_HEADS.NUM_CLASSES"
-        path = _embedding_file(cfg, _TRAINED_FILE)
+        source, path = f"MODEL.CLIP.{_TRAINED_FILE}", _embedding_file(cfg, _TRAINED_FILE)
+        head = cfg.MODEL.ROI_BOX_HEAD
+        if not path and head.get("USE_ZEROSHOT_CLS"):
+            source, path = f"MODEL.ROI_BOX_HEAD.{_DETIC_FILE}", str(head.get(_DETIC_FILE) or "")
         # a file that is missing is the model's to refuse
         if not path or not Path(path).expanduser().is_file():
             return _ModelClasses(count, key)
         names = known_names(Vocabulary.from_file(path, generate_names=True).names)
-        return _ModelClasses(count, key, names, f"MODEL.CLIP.{_TRAINED_FILE} {path}")
+        return _ModelClasses(count, key, names, f"{source} {path}")
     return None
 
 

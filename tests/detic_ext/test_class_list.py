@@ -16,9 +16,11 @@ from torch.testing import assert_close
 
 from detic_ext.modeling.class_list import class_frequencies, training_vocabulary
 from ext_common.checkpoint import load_model_weights
+from ext_common.data.dataset_checks import check_datasets
 from ext_common.data.dataset_registry import register_from_config
 from ext_common.errors import ConfigError, DatasetError, VocabularyError, WeightsError
 from ext_common.predictor import Predictor
+from ext_common.vocabulary import Vocabulary
 from tests.detic_ext.tiny_model import NAMES, box_item, picture, tiny_config, tiny_model
 from tests.dist.tiny_training import CLASSES, write_dataset
 
@@ -147,3 +149,29 @@ def test_detection_needs_no_frequencies_and_training_says_that_it_does() -> None
         predictor.freq_weight.fill_(1.0)
     with EventStorage(0):
         assert float(model([box_item()])["loss_cls_stage0"].detach()) > 0
+
+
+def test_rows_of_an_embedding_file_keep_their_own_names(
+    dataset: tuple[str, Callable[[], None], list], tmp_path: Path
+) -> None:
+    """A dataset in another order would rename them, and train and report swapped classes."""
+    name, _, opts = dataset
+    swapped = CLASSES[::-1]
+    file = tmp_path / "classes.npz"
+    key = "MODEL.ROI_BOX_HEAD.ZEROSHOT_WEIGHT_PATH"
+    opts = [*opts, "MODEL.VOCABULARY", "", key, file, "MODEL.ROI_HEADS.NUM_CLASSES", 2]
+    Vocabulary.from_embeddings(swapped, torch.eye(2, 16), "x").save(file)
+    cfg = tiny_config(*opts)
+    found = training_vocabulary(cfg)
+    assert found is not None
+    assert found.names == swapped
+    message = f"'{name}': class 0 is 'disc' here and 'square' in {key}"
+    with pytest.raises(DatasetError, match=message):
+        check_datasets(cfg, training=True)
+    Vocabulary.from_embeddings(CLASSES, torch.eye(2, 16), "x").save(file)
+    check_datasets(cfg, training=True)
+    # rows without names have the dataset's
+    np.save(tmp_path / "classes.npy", np.eye(2, 16, dtype=np.float32))
+    found = training_vocabulary(tiny_config(*opts, key, tmp_path / "classes.npy"))
+    assert found is not None
+    assert found.names == CLASSES
