@@ -6,12 +6,9 @@ import hashlib
 import os
 from pathlib import Path
 
-from ext_common.config_digest import config_digest
 from ext_common.data.unlabelled_images import ImageList
 from ext_common.file_digest import sha256_of
 from ext_common.tar_shards import TarDataset
-
-__all__ = ["config_digest", "content_digest", "place_of_images", "weights_digest"]
 
 _END = 1 << 20  # bytes of each end of a file of weights
 

@@ -56,6 +56,24 @@ def test_first_seed_names_the_runs_and_a_changed_recipe_is_another_experiment(
     assert "other settings: recipes" in capsys.readouterr().err
 
 
+def test_the_naming_of_objects_builds_what_was_pretrained(tmp_path: Path) -> None:
+    options = ("SOCO.EMBEDDING_DIM", "32")
+    experiment = soco.Experiment(tmp_path, soco.QUICK, pretrain_opts=options)
+    for method in soco.METHODS:
+        (naming,) = (s for s in experiment.chain(method, 0) if s.tool == "object_naming")
+        assert naming.words[-3:] == ("--opts", *options)
+
+
+def test_the_page_describes_the_usual_sizes() -> None:
+    page = " ".join((soco.ROOT / "docs" / "soco.md").read_text(encoding="utf-8").split())
+    sizes = soco.Sizes()
+    assert f"{sizes.pretrain_steps} steps of {sizes.pretrain_batch} pictures" in page
+    assert f"{sizes.finetune_steps} steps of {sizes.finetune_batch} pictures" in page
+    assert f"({2 * sizes.unlabelled:,} pictures, on painted backgrounds)" in page
+    assert f"fine-tuned on {sizes.labelled} labelled scenes" in page
+    assert f"scored on {sizes.val} others" in page
+
+
 def test_wrong_counts_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         soco.main(["--output", str(tmp_path / "run"), "--seeds", "0"])

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ext_common.config import load_config
+from ext_common.config_digest import config_digest
 from ext_common.data.annotation_checks import first_ten
 from ext_common.data.unlabelled_images import ImageList, images_of_folder, images_of_tars
 from ext_common.errors import ConfigError
@@ -36,7 +37,7 @@ from soco_ext.proposals.finders import (
     RandomFinder,
 )
 from soco_ext.proposals.generation import Request, Shard, find_proposals, journal_of
-from soco_ext.proposals.inputs import config_digest, content_digest, weights_digest
+from soco_ext.proposals.inputs import content_digest, weights_digest
 from soco_ext.proposals.opencv_search import MODES, opencv_module
 from soco_ext.proposals.proposal_file import merge_files, open_proposals
 from soco_ext.proposals.published_json import empty_list_of, write_published
