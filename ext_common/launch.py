@@ -307,4 +307,6 @@ def _create_local_group(local_size: int) -> None:
 
 def _leave_group() -> None:
     comm.synchronize()
+    # a group that is only freed while the interpreter ends may end it with an abort
+    comm._LOCAL_PROCESS_GROUP = None
     dist.destroy_process_group()

@@ -48,7 +48,7 @@ def test_golden_names_of_the_detectors(
     clip = "MODEL.CLIP"
     cfg = load_config(CONFIGS / _config_name(golden), [
         f"{clip}.TEXT_EMB_PATH", str(train), f"{clip}.OPENSET_TEST_TEXT_EMB_PATH", str(test),
-        "DATASETS.TRAIN", "()", "DATASETS.TEST", "()",
+        "DATASETS.TRAIN", "()", "DATASETS.TEST", "()", f"{clip}.BB_RPN_WEIGHTS", "None",
         "MODEL.ROI_HEADS.NUM_CLASSES", str(golden[_TRAINED][0]),
     ])  # fmt: skip
     with torch.device("meta"):
