@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,6 +38,7 @@ from ext_common.vocabulary_files import (
     split_names,
     write_npz,
 )
+from ext_common.vocabulary_order import known_names
 from ext_common.weights_io import save_tensors_atomic
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ class Vocabulary:
         names: Sequence[str] | None = None,
         encoder_id: str = "",
         generate_names: bool = False,
+        fallback_names: Callable[[int], Sequence[str] | None] | None = None,
     ) -> Vocabulary:
         """Names or embeddings from a file; docs/vocabulary.md lists the kinds.
 
@@ -122,6 +124,9 @@ class Vocabulary:
             names: class names for a file that has rows only; wins over names beside the file.
             encoder_id: what made the rows, for a file that does not say.
             generate_names: call the rows of a file without names ``class_0``, ``class_1``, ...
+            fallback_names: class names by the number of rows, for rows that have none or such ones;
+                None = it knows none. Names of the file win: a dataset in another order, say, must
+                not rename its rows.
 
         Raises:
             VocabularyError: as for the class; no such file, unknown kind, or rows without names.
@@ -129,6 +134,10 @@ class Vocabulary:
         """
         with _place(str(path)):
             parts = read_parts(Path(path).expanduser())
+            own = None if parts.names is None else known_names(parts.names)
+            rows = parts.embeddings_CD
+            if names is None and own is None and rows is not None and fallback_names is not None:
+                names = fallback_names(len(rows))
             return cls._from_parts(parts, names, encoder_id, generate_names)
 
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ext_common.data.class_names import folded
+from ext_common.data.class_names import first_mismatch, folded
 from ext_common.vocabulary_prompts import fill, lvis_name
 
 _NUMBERED = re.compile(r"(class)?\d+")
@@ -50,12 +50,8 @@ def first_misplaced(
     known = set(reference)
     if len(own) == 1 or ((_numbered(own) or _numbered(reference)) and set(own) != known):
         return None
-    pairs = enumerate(zip(own, reference, strict=True))
-    differing = [row for row, (one, other) in pairs if one != other]
-    moved = [row for row in differing if own[row] in known]
-    if moved:
-        return moved[0]
-    return differing[0] if not renamed and 2 * len(differing) > len(own) else None
+    row = first_mismatch(own, reference)
+    return None if renamed and row is not None and own[row] not in known else row
 
 
 def _numbered(keys: Sequence[str]) -> bool:

@@ -46,37 +46,41 @@ def setup_regionclip(cfg: CfgNode, model: nn.Module) -> None:
     clip = cfg.MODEL.get("CLIP")
     if clip is None or hasattr(model, "weight_files"):  # loaded by itself
         return
-    if clip.ENCODER_WEIGHTS:
-        load_clip_encoders(model, clip.ENCODER_WEIGHTS, teacher=not clip.TEACHER_ENCODER_WEIGHTS)
-    if clip.TEACHER_ENCODER_WEIGHTS:
-        load_clip_encoders(model, clip.TEACHER_ENCODER_WEIGHTS, student=False, text=False)
-        model.teacher_fixed = True  # type: ignore[assignment]
-    if clip.BB_RPN_WEIGHTS and hasattr(model, "offline_backbone"):
-        load_offline_branch(model, clip.BB_RPN_WEIGHTS)
+    files = WeightFiles(
+        clip.ENCODER_WEIGHTS or "", clip.BB_RPN_WEIGHTS or "", clip.TEACHER_ENCODER_WEIGHTS or ""
+    )
+    files.load_into(model)
 
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """Files besides ``MODEL.WEIGHTS`` that a detector loads while it is built.
+    """Files besides ``MODEL.WEIGHTS``.
 
-    detectron2's ``DefaultPredictor`` builds a model and loads ``MODEL.WEIGHTS``, no more.
+    A detector loads them while it is built: detectron2's ``DefaultPredictor`` builds a model and loads
+    ``MODEL.WEIGHTS``, no more.
 
     Args:
         encoder: of CLIP (``MODEL.CLIP.ENCODER_WEIGHTS``); empty = none.
         offline: of the offline branch (``MODEL.CLIP.BB_RPN_WEIGHTS``); empty = none.
+        teacher: of a pretraining's teacher (``MODEL.CLIP.TEACHER_ENCODER_WEIGHTS``); empty = that
+            of ``encoder``.
     """
 
     encoder: str = ""
     offline: str = ""
+    teacher: str = ""
 
     def load_into(self, model: nn.Module) -> None:
-        """Load both.
+        """Load all of them.
 
         Raises:
             WeightsError: see :func:`load_clip_encoders` and :func:`load_offline_branch`.
         """
         if self.encoder:
-            load_clip_encoders(model, self.encoder)
+            load_clip_encoders(model, self.encoder, teacher=not self.teacher)
+        if self.teacher:
+            load_clip_encoders(model, self.teacher, student=False, text=False)
+            model.teacher_fixed = True  # type: ignore[assignment]
         if self.offline and hasattr(model, "offline_backbone"):
             load_offline_branch(model, self.offline)
 

@@ -19,7 +19,6 @@ from ext_common.errors import DatasetError, VocabularyError, WeightsError
 from ext_common.recorded_vocabulary import recorded_vocabulary
 from ext_common.text_encoder import load_vocabulary
 from ext_common.vocabulary import Vocabulary
-from ext_common.vocabulary_order import known_names
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +48,9 @@ def training_vocabulary(cfg: CfgNode) -> Vocabulary | None:
         return chosen
     path = Path(head.ZEROSHOT_WEIGHT_PATH)
     if path.is_file():
-        vocabulary = Vocabulary.from_file(path, generate_names=True)
-        names = _names_from_datasets(cfg)
-        # a file that names its rows is right about them: a dataset in another order must not rename
-        # them (ext_common.data.dataset_checks compares the two)
-        if names is None or known_names(vocabulary.names) is not None:
-            return vocabulary
-        return Vocabulary.from_file(path, names=names)
+        return Vocabulary.from_file(
+            path, generate_names=True, fallback_names=lambda _: _names_from_datasets(cfg)
+        )
     if cfg.MODEL.WEIGHTS:
         logger.warning(
             "%s is missing: the class columns are taken from %s", path, cfg.MODEL.WEIGHTS

@@ -13,6 +13,24 @@ def folded(name: str) -> str:
     return " ".join(re.sub(r"[_-]", " ", name.casefold()).split())
 
 
+def first_mismatch(own: Sequence[str], reference: Sequence[str]) -> int | None:
+    """The first place where folded names stand for another class than those of a reference.
+
+    A class may be called differently; a name that the reference has at another place is a mismatch,
+    and so are lists that mostly differ.
+
+    Args:
+        own: names.
+        reference: at least as many.
+    """
+    differing = [index for index, text in enumerate(own) if text != reference[index]]
+    known = set(reference)
+    moved = [index for index in differing if own[index] in known]
+    if moved or 2 * len(differing) > len(own):
+        return (moved or differing)[0]
+    return None
+
+
 def check_same_order(name: str, names: Sequence[str], other: str, others: Sequence[str]) -> None:
     """Check that the classes of a dataset are the first classes of another.
 
@@ -30,14 +48,9 @@ def check_same_order(name: str, names: Sequence[str], other: str, others: Sequen
     """
     own = [folded(text) for text in names]
     reference = [folded(text) for text in others]
-    places: dict[str, int] = {}
-    for index, text in enumerate(reference):
-        places.setdefault(text, index)
-    differing = [index for index, text in enumerate(own) if text != reference[index]]
-    moved = [index for index in differing if own[index] in places]
-    if not moved and 2 * len(differing) <= len(own):
+    first = first_mismatch(own, reference)
+    if first is None:
         return
-    first = (moved or differing)[0]
     raise DatasetError(
         f"class {first} is {names[first]!r} here and {others[first]!r} in {other!r}",
         where=f"dataset {name!r}",

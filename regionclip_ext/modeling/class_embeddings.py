@@ -18,7 +18,6 @@ from ext_common.errors import ConfigError, DatasetError, VocabularyError
 from ext_common.recorded_vocabulary import recorded_vocabulary
 from ext_common.text_encoder import load_vocabulary
 from ext_common.vocabulary import Vocabulary
-from ext_common.vocabulary_order import known_names
 
 
 class ClassEmbeddings(nn.Module):
@@ -131,7 +130,18 @@ def _from_file(cfg: CfgNode, key: str, datasets: Sequence[str]) -> Vocabulary:
         VocabularyError: it cannot be read.
     """
     path = cfg.MODEL.CLIP[key]
-    vocabulary = Vocabulary.from_file(path, generate_names=True)
+
+    def names_of(rows: int) -> Sequence[str] | None:
+        for dataset in (*datasets, *cfg.DATASETS.TEST):
+            try:
+                names = MetadataCatalog.get(dataset).get("thing_classes")
+            except DatasetError:  # not on this machine
+                continue
+            if names is not None and len(names) == rows:
+                return tuple(names)
+        return None
+
+    vocabulary = Vocabulary.from_file(path, generate_names=True, fallback_names=names_of)
     if vocabulary.embeddings_CD is None:
         raise ConfigError(
             f"{path} has names and no embeddings",
@@ -139,15 +149,6 @@ def _from_file(cfg: CfgNode, key: str, datasets: Sequence[str]) -> Vocabulary:
             fix="make them (tools/prepare_data.py concept-features), or name the classes in "
             "MODEL.VOCABULARY: they are embedded then",
         )
-    if known_names(vocabulary.names) is not None:
-        return vocabulary
-    for dataset in (*datasets, *cfg.DATASETS.TEST):
-        try:
-            names = MetadataCatalog.get(dataset).get("thing_classes")
-        except DatasetError:  # not on this machine
-            continue
-        if names is not None and len(names) == len(vocabulary):
-            return Vocabulary.from_file(path, names=names)
     return vocabulary
 
 

@@ -83,12 +83,13 @@ class ProposalRun:
         header = {**self.header, "part_size": self.part_size}
         starts = range(0, len(self.records), self.part_size)
         spans = [(start, min(start + self.part_size, len(self.records))) for start in starts]
-        there = self._check_parts(header, [keys.digest(*span) for span in spans])
+        digests = [keys.digest(*span) for span in spans]
+        there = self._check_parts(header, digests)
         processed = 0
         for number, (start, end) in enumerate(spans):
             if part_path(self.folder, number) not in there:
                 found = self._part(start, end, keys, progress)
-                write_part(self.folder, number, header, found, keys.digest(start, end))
+                write_part(self.folder, number, header, found, digests[number])
                 processed += end - start
             if progress is not None:
                 progress(end)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
+from numpy.typing import NDArray
 
 from ext_common.data.batching import BatchPlan, batch_per_process
 from ext_common.data.box_file import BoxFile
@@ -81,9 +83,11 @@ def build_view_mapper(cfg: CfgNode, images: TrainingImages) -> ViewMapper:
         roots = images.roots()
         # half a minute for a million
         logger.info("looking up the proposals of %d images", len(images.records))
-        for part, root in zip(images.records.parts, roots, strict=True):
+        found = [
             lookup.check_images(_named(part, root))
-        _refuse_shared_boxes(images, roots, lookup.file)
+            for part, root in zip(images.records.parts, roots, strict=True)
+        ]
+        _refuse_shared_boxes(images, roots, lookup.file, found)
     return ViewMapper(
         ViewMaker(ViewOptions.from_config(cfg)),
         lookup,
@@ -93,31 +97,36 @@ def build_view_mapper(cfg: CfgNode, images: TrainingImages) -> ViewMapper:
     )
 
 
-def _refuse_shared_boxes(images: TrainingImages, roots: Sequence[str], file: BoxFile) -> None:
+def _refuse_shared_boxes(
+    images: TrainingImages,
+    roots: Sequence[str],
+    file: BoxFile,
+    found: Sequence[NDArray[np.int64]],
+) -> None:
     """Boxes are found by names, which two folders may have in common.
+
+    Args:
+        images: of the training.
+        roots: folder of each dataset.
+        file: of proposals.
+        found: places in the file, of the images of each dataset.
 
     Raises:
         DatasetError: images of two folders have the boxes of one.
     """
-    if len(set(roots)) < 2:
-        return
-    owners_N = np.full(len(file), -1, dtype=np.int32)
-    for source, (part, root) in enumerate(zip(images.records.parts, roots, strict=True)):
-        for image in _named(part, root):
-            place = file.find(image.name)
-            if place is None:
-                continue
-            owner = int(owners_N[place])
-            if owner >= 0 and roots[owner] != root:
-                raise DatasetError(
-                    f"{printable(image.name)} is in {printable(roots[owner])} (dataset "
-                    f"{images.names[owner]!r}) and in {printable(root)} "
-                    f"({images.names[source]!r}), and the file has boxes for one of them",
-                    where=printable(file.path),
-                    fix="make the file from a folder that holds both, and register both with that "
-                    "folder as their images",
-                )
-            owners_N[place] = source
+    for one, other in combinations(range(len(roots)), 2):
+        if roots[one] == roots[other]:
+            continue
+        shared = np.intersect1d(found[one], found[other])
+        if len(shared):
+            raise DatasetError(
+                f"{printable(file.name(int(shared[0])))} is in {printable(roots[one])} (dataset "
+                f"{images.names[one]!r}) and in {printable(roots[other])} "
+                f"({images.names[other]!r}), and the file has boxes for one of them",
+                where=printable(file.path),
+                fix="make the file from a folder that holds both, and register both with that "
+                "folder as their images",
+            )
 
 
 def _named(part: Part, root: str) -> Iterator[NamedImage]:

@@ -5,6 +5,7 @@ Legend: K boxes.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,15 +61,19 @@ class ProposalLookup:
         """:meth:`check_images` for images of which no more is known than their names."""
         self.check_images(map(NamedImage, names))
 
-    def check_images(self, images: Iterable[NamedImage]) -> None:
+    def check_images(self, images: Iterable[NamedImage]) -> NDArray[np.int64]:
         """Look all images of a dataset up before the training starts.
+
+        Returns:
+            int64: places in the file of those that it has; none without a file.
 
         Raises:
             ConfigError: the file has none of them, or, where that is an error, not all, or one with
                 another size.
         """
+        places = array("q")
         if self.file is None:
-            return
+            return np.array(places, np.int64)
         count = missing = 0
         first = ""
         for image in images:
@@ -77,7 +82,9 @@ class ProposalLookup:
             if place is None:
                 first = image.name if not missing else first
                 missing += 1
-            elif image.size_hw not in (None, self.file.size(place)):
+                continue
+            places.append(place)
+            if image.size_hw not in (None, self.file.size(place)):
                 self._require_size(image.name, place, _size_as_read(image))
         if missing and missing == count:
             example = printable(self.file.name(0)) if len(self.file) else "nothing"
@@ -88,6 +95,7 @@ class ProposalLookup:
             )
         if missing and self.options.missing == "error":
             raise self._missing(first, f"{missing} of {count} images")
+        return np.array(places, np.int64)
 
     def __call__(
         self, name: str, size_hw: tuple[int, int], generator: np.random.Generator

@@ -115,7 +115,6 @@ class FeaturePyramid(nn.Module):
                 widths[0] = used[-1]
             self.fpn_convs.extend(ConvNorm(width, outputs, 3, stride=2) for width in widths)
         self.out_channels = outputs
-        self.num_outs = levels.outs
         # of the smallest map that is normed: C2 has 4, and a convolution of a coarser level doubles it
         extra = len(self.fpn_convs) - len(self.lateral_convs)
         self.coarsest_stride = 2 ** (levels.stop(len(inputs)) + 1 + extra)
@@ -131,7 +130,7 @@ class FeaturePyramid(nn.Module):
             )
         own = list(self.fpn_convs)[: len(used)]
         outs = [conv(x_NCHW) for conv, x_NCHW in zip(own, merged, strict=True)]
-        for number in range(len(used), self.num_outs):
+        for number in range(len(used), self.levels.outs):
             outs.append(self._coarser(number, used[-1], outs))
         return outs
 

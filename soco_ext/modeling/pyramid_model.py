@@ -113,7 +113,7 @@ class SoCoFPN(ContrastiveModel):
         )
         self.regions = regions or RegionOptions()
         self.view_passes = check_view_passes(view_passes)
-        self._num_levels = neck.num_outs
+        self._num_levels = neck.levels.outs
         self.coarsest_stride = neck.coarsest_stride
 
     @classmethod

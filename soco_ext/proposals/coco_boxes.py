@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from ext_common.data.json_files import read_json
 from ext_common.errors import DatasetError
 from ext_common.images import printable
+from soco_ext.proposals.filtering import is_rect
 
-_LARGEST = 1e9  # pixels, far above any picture
 _ROUNDING = 1e-6  # pixels: x + width of decimals may miss the border by the last bit
 
 
@@ -38,7 +38,7 @@ def read_coco_boxes(path: str | Path) -> dict[str, list[list[float]]]:
         _require_object(annotation, "annotation", place, where)
         key, box = annotation.get("image_id"), annotation.get("bbox")
         name = names.get(key) if _is_id(key) else None
-        if name is None or not _is_box(box):
+        if name is None or not is_rect(box):
             what = f"box {short(box)}" if name is not None else f"image_id {short(key)}"
             raise DatasetError(
                 f"annotation {short(annotation.get('id'))} has no image or no box of four numbers: "
@@ -112,11 +112,3 @@ def _require_object(record: object, what: str, place: int, where: str) -> None:
 
 def _is_id(value: object) -> bool:
     return isinstance(value, int | float | str)
-
-
-def _is_box(value: object) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 4
-        and all(type(number) in (int, float) and abs(number) < _LARGEST for number in value)
-    )

@@ -19,6 +19,7 @@ MIN_SIDE = 32
 PUBLISHED_STRATEGY = "ratio3size0308post"
 """What the authors trained with."""
 
+_LARGEST = 1e9  # pixels, far above any picture
 _GRAMMAR = re.compile(r"(?:none|(?:ratio([1-9]))?(?:size(\d\d)(\d\d)?)?)(post)?")
 
 
@@ -78,6 +79,16 @@ class BoxFilter:
             share_M = np.sqrt(np.maximum(width_M * height_M, 0)) / np.sqrt(size_hw[0] * size_hw[1])
             kept_M &= (share_M >= self.sizes[0]) & (share_M <= self.sizes[1])
         return kept_M
+
+
+def is_rect(value: object) -> bool:
+    """Whether a value of a JSON file is x, y, width, height in numbers that pictures can have."""
+    return (
+        isinstance(value, list)
+        and len(value) == 4
+        and set(map(type, value)) <= {int, float}
+        and max(map(abs, value)) < _LARGEST
+    )
 
 
 def rects_to_boxes(rects_M4: NDArray[np.number]) -> NDArray[np.float64]:

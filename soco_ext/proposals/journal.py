@@ -43,8 +43,7 @@ class Journal:
             end = stop
             if number:
                 self.done.add(_image(content).name)
-            elif content.decode("utf-8", "replace") != text:
-                old = content.decode("utf-8", "replace")
+            elif (old := content.decode("utf-8", "replace")) != text:
                 raise DatasetError(
                     f"an unfinished run with other options: {_difference(old, text)}",
                     where=printable(path),

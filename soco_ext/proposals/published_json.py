@@ -18,9 +18,7 @@ from ext_common.data.box_file import BoxFile
 from ext_common.data.json_files import read_json, write_json_atomic
 from ext_common.errors import DatasetError
 from ext_common.images import printable
-from soco_ext.proposals.filtering import boxes_to_rects, rects_to_boxes
-
-_LARGEST = 1e9  # pixels, far above any picture
+from soco_ext.proposals.filtering import boxes_to_rects, is_rect, rects_to_boxes
 
 PublishedRects = Mapping[str, list[list[float]]]
 """x, y, width, height of each key's boxes."""
@@ -116,13 +114,7 @@ def boxes_of_published(rects: object, where: str) -> NDArray[np.float64]:
 
 
 def _are_rects(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(rect, list)
-        and len(rect) == 4
-        and set(map(type, rect)) <= {int, float}
-        and max(map(abs, rect)) < _LARGEST
-        for rect in value
-    )
+    return isinstance(value, list) and all(map(is_rect, value))
 
 
 def _same_key(name: str, other: str) -> DatasetError:
